@@ -1,0 +1,1 @@
+"""Uses worlds: agents that train inside a dream and are measured in the real game."""

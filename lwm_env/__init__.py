@@ -1,0 +1,33 @@
+"""A learned world model that is an environment: importing registers every shipped world with Gymnasium.
+
+The import stays light: it reads the small `world.json` of each world; torch is imported at the first `gym.make`.
+"""
+
+import json
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+
+__version__ = "0.1.0"
+__all__ = ["__version__"]
+
+
+def _register_shipped_worlds() -> None:
+    for manifest in sorted(Path(__file__).parent.glob("worlds/*/world.json")):
+        try:
+            spec = json.loads(manifest.read_bytes())["spec"]
+            world_id, max_episode_steps = spec["id"], spec["max_episode_steps"]
+            gym.register(
+                id=world_id,
+                entry_point="lwm_env.envs.env:LwmEnv",
+                vector_entry_point="lwm_env.envs.vector_env:LwmVectorEnv",
+                max_episode_steps=max_episode_steps,
+                kwargs={"world": manifest.parent.name},
+            )
+        except (OSError, ValueError, LookupError, TypeError, gym.error.Error) as error:
+            # One damaged world must not take the others, or `lwm doctor`, with it.
+            warnings.warn(f"{manifest} is damaged and is not registered ({error}). Run `lwm doctor`.", stacklevel=2)
+
+
+_register_shipped_worlds()

@@ -1,0 +1,156 @@
+"""`lwm demo`: a scripted player walks through a dreamed world, and what it sees becomes a video."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from tqdm import tqdm
+
+from lwm_env import worlds
+from lwm_env.errors import InvalidInput, StorageError, missing_extra
+from lwm_env.spec import ContinuousActions, DiscreteActions
+
+KEEP_PROBABILITY = 0.9  # of holding the keys for one more step
+VIDEO_SIDE = 512  # pixels that the shorter side of the video has at least
+
+
+@click.command()
+@click.option("--world", default="LWM-Platformer-v0", show_default=True, help="Id or folder of the world.")
+@click.option("--out", type=click.Path(path_type=Path), default="demo.mp4", show_default=True, help="An .mp4.")
+@click.option("--seconds", type=click.FloatRange(min=0.1, max=3600), default=30.0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the world and the player.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def demo(world: str, out: Path, seconds: float, seed: int, device: str, as_json: bool) -> None:
+    """Dream WORLD with a scripted player, write a video and tell how fast it went."""
+    _check_output(out)
+    env = make(world, device)
+    try:
+        fps = env.metadata["render_fps"]
+        frames, figures = dream(env, max(1, round(seconds * fps)), seed)
+    finally:
+        env.close()
+    write_video(out, frames, fps)
+    if as_json:
+        click.echo(json.dumps({"video": str(out), "video_fps": fps, **asdict(figures)}))
+        return
+    click.echo(
+        f"{out}: {figures.num_frames} frames of {figures.world} ({figures.num_frames / fps:.1f} s at {fps} frames/s), "
+        f"{figures.num_episodes} episodes, {figures.total_reward:g} points\n"
+        f"dreamed at {figures.frames_per_second:.1f} frames/s on {figures.device}"
+    )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a dream came to. `frames_per_second` counts env.step alone, without the first call and the video."""
+
+    world: str
+    device: str
+    num_frames: int
+    num_episodes: int
+    total_reward: float
+    frames_per_second: float
+
+
+class StickyPlayer:
+    """Holds an action for a while, then draws another one by the world's own weights; like a child with a gamepad."""
+
+    def __init__(self, actions: DiscreteActions | ContinuousActions, seed: int) -> None:
+        self._actions, self._rng = actions, np.random.default_rng(seed)
+        self._held: int | np.ndarray | None = None
+
+    def act(self) -> int | np.ndarray:
+        if self._held is None or self._rng.random() >= KEEP_PROBABILITY:
+            self._held = self._draw()
+        return self._held
+
+    def _draw(self) -> int | np.ndarray:
+        if isinstance(self._actions, ContinuousActions):
+            return self._rng.uniform(self._actions.low, self._actions.high).astype(np.float32)
+        weights = np.array(self._actions.sticky_weights or [1.0] * self._actions.dim)
+        return int(self._rng.choice(self._actions.dim, p=weights / weights.sum()))
+
+
+def make(world: str, device: str = "auto") -> gym.Env:
+    """The env of a shipped world or of a world folder, as `gym.make` would give it."""
+    folder = worlds.find(world)
+    spec = worlds.read_spec(folder)
+    return gym.make(
+        EnvSpec(
+            id=spec.id,
+            entry_point="lwm_env.envs.env:LwmEnv",
+            max_episode_steps=spec.max_episode_steps,
+            kwargs={"world": str(folder), "device": device},
+        ),
+        render_mode="rgb_array",
+    )
+
+
+def dream(env: gym.Env, num_frames: int, seed: int) -> tuple[list[np.ndarray], Figures]:
+    """`num_frames` steps of a sticky player: uint8 (H, W, 3) frames and the figures of the run."""
+    spec = worlds.read_spec(env.spec.kwargs["world"])
+    player = StickyPlayer(spec.actions, seed)
+    env.reset(seed=seed)
+    frames, seconds, total_reward, num_episodes = [], [], 0.0, 1
+    for _ in tqdm(range(num_frames), desc="dreaming", unit="frame", disable=None):
+        begin = time.perf_counter()
+        observation, reward, terminated, truncated, _ = env.step(player.act())
+        seconds.append(time.perf_counter() - begin)
+        frames.append(observation)
+        total_reward += float(reward)
+        if terminated or truncated:
+            env.reset()
+            num_episodes += 1
+    timed = seconds[1:] or seconds
+    return frames, Figures(
+        world=env.spec.id,
+        device=str(getattr(env.unwrapped, "device", "cpu")),
+        num_frames=num_frames,
+        num_episodes=num_episodes,
+        total_reward=total_reward,
+        frames_per_second=len(timed) / sum(timed),
+    )
+
+
+def _check_output(out: Path) -> None:
+    """Tell before the dream what would fail after it."""
+    if out.suffix.lower() != ".mp4":
+        raise InvalidInput(f"--out {out} has the suffix {out.suffix or 'none'}, but the video is an .mp4. Rename it.")
+    if not out.parent.is_dir():
+        raise StorageError(f"The folder {out.parent} for the video does not exist. Make it or name another one.")
+    try:
+        import moviepy  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("moviepy", "video") from error
+
+
+def write_video(out: Path, frames: list[np.ndarray], fps: int) -> None:
+    """Write uint8 (H, W, 3) frames as H.264, enlarged without smoothing; the file appears only when it is whole.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    from moviepy import VideoClip
+
+    scale = max(1, VIDEO_SIDE // min(frames[0].shape[:2]))
+
+    def frame_at(t: float) -> np.ndarray:
+        frame = frames[min(round(t * fps), len(frames) - 1)]
+        return frame.repeat(scale, 0).repeat(scale, 1)
+
+    partial = out.with_name(f".{out.stem}.part.mp4")
+    try:
+        clip = VideoClip(frame_at, duration=len(frames) / fps)
+        clip.write_videofile(str(partial), fps=fps, codec="libx264", audio=False, logger=None)
+        partial.replace(out)
+    except OSError as error:
+        reason = str(error)[-200:]
+        raise StorageError(f"{out} could not be written: {reason}. Make room or name another place.") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""Worlds opened for stepping: the device chosen, the files verified, one set of weights for all envs of a process."""
+
+import hashlib
+import threading
+import weakref
+from pathlib import Path
+
+import torch
+
+from lwm_env import worlds
+from lwm_env.engine import Engine
+from lwm_env.envs import inputs
+from lwm_env.errors import ConfigMismatch, InvalidInput
+from lwm_env.spec import WorldSpec
+from lwm_env.world_model import WorldModel
+
+RENDER_MODES = ["rgb_array"]
+
+_lock = threading.Lock()
+_models: weakref.WeakValueDictionary[tuple[str, str], WorldModel] = weakref.WeakValueDictionary()
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device for "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        InvalidInput: no such device here.
+        ConfigMismatch: CUDA in a forked child of a process that had already used it.
+    """
+    if device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda._is_in_bad_fork():
+        raise ConfigMismatch(
+            f"device={device!r} was asked for in a forked child of a process that uses CUDA, which CUDA cannot do. "
+            f"Use the native vector env (gym.make_vec(id, num_envs)), "
+            f'AsyncVectorEnv(..., context="spawn"), or device="cpu".'
+        )
+    if device == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInput(f'device={device!r:.60} is not a device. Use "auto", "cpu", "cuda" or "cuda:1".') from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InvalidInput(f'device={device!r:.60} is not supported. Use "auto", "cpu", "cuda" or "cuda:1".')
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (chosen.index or 0) >= count:
+        raise InvalidInput(
+            f'device={device!r} was asked for, but torch sees {count} CUDA devices. Use "auto" or "cpu".'
+        )
+    return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
+
+
+def load_world(world: str | Path, device: torch.device) -> WorldModel:
+    """The model of a world by id, folder name or path, shared by all who hold it. Never write to it.
+
+    The files are verified at every call, so that an altered world is refused even while its weights are in memory.
+
+    Raises:
+        UnknownWorld, CorruptFile, ConfigMismatch, StorageError: see `lwm_env.worlds`.
+    """
+    folder = worlds.find(world)
+    manifest = worlds.verify(folder)
+    key = (hashlib.sha256(manifest.model_dump_json().encode()).hexdigest(), str(device))
+    with _lock:
+        model = _models.get(key)
+        if model is None:
+            model = _models[key] = WorldModel.load(folder, device)
+    return model
+
+
+def open_engine(
+    world: str, num_envs: int, device: str, temperature: float | None, modes: dict[str, str | None]
+) -> Engine:
+    """The engine behind an env, all arguments checked; see `LwmEnv` for them.
+
+    Args:
+        modes: render_mode, backend and output.
+    """
+    inputs.check_choice("render_mode", modes["render_mode"], [None, *RENDER_MODES])
+    inputs.check_choice("backend", modes["backend"], ["torch"])
+    inputs.check_choice("output", modes["output"], ["numpy", "torch"])
+    num_envs, temperature = inputs.check_count("num_envs", num_envs), inputs.check_temperature(temperature)
+    return Engine(load_world(world, choose_device(device)), num_envs, temperature=temperature)
+
+
+def check_single_player(spec: WorldSpec) -> None:
+    """Raises ConfigMismatch for a world of several players, which is no gymnasium env."""
+    if len(spec.players) > 1:
+        raise ConfigMismatch(
+            f"{spec.id} has {len(spec.players)} players, a gymnasium env has one. "
+            f'Use lwm_env.parallel_env("{spec.id}").'
+        )

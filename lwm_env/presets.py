@@ -1,0 +1,104 @@
+"""Model sizes by name. One dial: the same classes with other numbers."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lwm_env.dynamics import DynamicsConfig
+from lwm_env.errors import ConfigMismatch
+from lwm_env.motion import MotionConfig
+from lwm_env.tokenizer import TokenizerConfig
+
+PARTS = {"tokenizer": TokenizerConfig, "motion": MotionConfig, "dynamics": DynamicsConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole model's shape: the preset it came from and the numbers it stands for."""
+
+    preset: str = "nano"
+    frame_size: tuple[int, int] = (64, 64)  # height, width
+    margin: int = 32  # pixels that the canvas remembers beyond each edge of the view
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    motion: MotionConfig = field(default_factory=MotionConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+
+    def __post_init__(self) -> None:
+        multiple = 2 * self.tokenizer.patch
+        if any(side < multiple or side % multiple for side in self.frame_size):
+            raise ConfigMismatch(
+                f"frame_size {self.frame_size} was given, but both sides must be multiples of {multiple} "
+                f"(twice the tokenizer's patch). Choose another size or patch."
+            )
+        if self.margin < 1:
+            raise ConfigMismatch(f"margin must be at least 1 pixel, got {self.margin}")
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        patch = self.tokenizer.patch
+        return self.frame_size[0] // patch, self.frame_size[1] // patch
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ModelConfig":
+        """Inverse of `to_json`; ConfigMismatch names what does not belong."""
+        try:
+            parts = {name: part(**data.get(name, {})) for name, part in PARTS.items()}
+            rest = {name: value for name, value in data.items() if name not in PARTS}
+            if "frame_size" in rest:
+                rest["frame_size"] = tuple(rest["frame_size"])
+            return cls(**rest, **parts)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigMismatch(
+                f"the model configuration does not fit this version of lwm-env: {error}. "
+                f"Use the version that wrote it, or train anew."
+            ) from error
+
+    def override(self, changes: dict[str, Any]) -> "ModelConfig":
+        """A copy with some numbers changed, named as `motion.dim` or `margin`."""
+        data = self.to_json()
+        for name, value in changes.items():
+            part, _, key = name.rpartition(".")
+            target = data.get(part) if part else data
+            if not isinstance(target, dict) or key not in target:
+                known = sorted([k for k in data if k not in PARTS] + [f"{p}.{k}" for p in PARTS for k in data[p]])
+                raise ConfigMismatch(f"unknown model setting {name!r}; known are {', '.join(known)}")
+            target[key] = value
+        return ModelConfig.from_json(data)
+
+
+def _preset(
+    name: str, size: tuple[int, int], patch: int, dims: tuple[int, int, int], blocks: int, attention: int
+) -> ModelConfig:
+    dim, wide, depth = dims
+    return ModelConfig(
+        preset=name,
+        frame_size=size,
+        margin=min(size) // 2,
+        tokenizer=TokenizerConfig(
+            patch=patch,
+            latent_dim=patch,
+            encoder_dim=dim * 3 // 4,
+            encoder_blocks=depth,
+            decoder_dim=dim,
+            decoder_blocks=depth,
+        ),
+        motion=MotionConfig(dim=dim, bottleneck_dim=wide, bottleneck_blocks=blocks, attention_blocks=attention),
+        dynamics=DynamicsConfig(dim=dim, blocks=depth),
+    )
+
+
+PRESETS = {
+    "nano": ModelConfig(),
+    "small": _preset("small", (128, 128), 8, (192, 512, 3), 6, 2),
+    "base": _preset("base", (256, 256), 8, (384, 1152, 4), 8, 4),
+    "large": _preset("large", (288, 512), 16, (512, 1536, 5), 11, 6),
+}
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """The configuration of a preset, with some fields replaced."""
+    if name not in PRESETS:
+        raise ConfigMismatch(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)

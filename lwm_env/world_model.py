@@ -1,0 +1,253 @@
+"""Tokenizer, motion, dynamics and canvas as one functional core: a state and an action give the next state and frame.
+
+Shapes: B worlds, K context frames, P players, D latent dimensions, L levels, h x w cells.
+`Belief` holds floats and carries gradients (training); the state that users keep is a dict of compact tensors.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lwm_env import worlds
+from lwm_env.dynamics import Dynamics, EventHead
+from lwm_env.errors import ConfigMismatch, CorruptFile
+from lwm_env.memory import Canvas
+from lwm_env.motion import Motion
+from lwm_env.presets import ModelConfig
+from lwm_env.spec import DiscreteActions, WorldSpec
+from lwm_env.tokenizer import Tokenizer, to_frames, to_pixels
+
+# A forked child inherits torch's thread pool in a state that hangs it (pytorch#17199).
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+State = dict[str, Tensor]
+WEIGHTS, PROMPTS = "model.safetensors", "prompts.safetensors"
+
+
+class Belief(NamedTuple):
+    """Frames (B, K, 3, H, W) in [-1, 1], the canvas and its fractional offset, and the last motion (B, 2)."""
+
+    frames: Tensor
+    canvas: Tensor
+    offset: Tensor
+    motion: Tensor
+
+
+class Proposal(NamedTuple):
+    """The next state before it is drawn."""
+
+    motion: Tensor  # (B, 2) of the camera, pixels
+    moved: Tensor  # (B, 3, H, W)
+    moved_latent: Tensor  # (B, D, h, w)
+    logits: Tensor  # (B, D, L, h, w)
+    hidden: Tensor  # (B, C, h, w)
+
+
+class Output(NamedTuple):
+    """What one step gives: frame uint8 (B, H, W, 3), reward (B, P), reward_probs (B, P, R), the probability that the
+    episode ends with this frame (B,), and surprise (B,): the mean entropy of a token, in nats."""
+
+    frame: Tensor
+    reward: Tensor
+    reward_probs: Tensor
+    terminated_prob: Tensor
+    surprise: Tensor
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Starts to choose from: frames uint8 (Q, T, H, W, 3), actions (Q, T - 1, P) or (Q, T - 1, P, A)."""
+
+    frames: Tensor
+    actions: Tensor
+
+
+class WorldModel(nn.Module):
+    """A learned world: `start` from frames, then `step` with actions."""
+
+    def __init__(self, config: ModelConfig, spec: WorldSpec) -> None:
+        super().__init__()
+        if tuple(config.frame_size) != tuple(spec.frame_size):
+            raise ConfigMismatch(
+                f"the model draws {config.frame_size} frames but the world {spec.id} has {spec.frame_size}. "
+                f"Set frame_size alike in both."
+            )
+        self.config, self.spec = config, spec
+        self.prompts: Prompts | None = None
+        self.weights_hash = ""
+        players, latent_dim = len(spec.players), config.tokenizer.latent_dim
+        self.action_dim = players * spec.actions.dim
+        self.canvas = Canvas(config.frame_size, config.margin)
+        self.tokenizer = Tokenizer(config.tokenizer)
+        self.motion = Motion(config.motion, config.tokenizer.patch, config.frame_size, self.action_dim)
+        self.dynamics = Dynamics(config.dynamics, self.tokenizer.levels, latent_dim, config.motion.dim)
+        self.events = EventHead(config.dynamics, latent_dim, config.cells, players, len(spec.reward_values))
+        self.register_buffer("reward_values", torch.tensor(spec.reward_values), persistent=False)
+
+    @property
+    def token_shape(self) -> tuple[int, int, int, int]:
+        """(D, L, h, w)."""
+        return (self.config.tokenizer.latent_dim, self.config.tokenizer.levels, *self.config.cells)
+
+    @property
+    def noise_dim(self) -> int:
+        """How many Gumbel numbers a step samples with."""
+        dims, levels, height, width = self.token_shape
+        return dims * levels * height * width
+
+    # -- the core, with gradients ------------------------------------------------------------------------------------
+
+    def embed(self, action: Tensor) -> Tensor:
+        """Actions (B, P) of indices or (B, P, A) of numbers -> (B, action_dim)."""
+        if isinstance(self.spec.actions, DiscreteActions):
+            return F.one_hot(action.long(), self.spec.actions.dim).flatten(1).to(self.reward_values.dtype)
+        return action.flatten(1).to(self.reward_values.dtype)
+
+    def believe(self, picture: Tensor) -> Belief:
+        """The belief after one picture (B, 3, H, W) and nothing before it."""
+        batch = len(picture)
+        still = picture.new_zeros(batch, 2)
+        canvas = self.canvas.write(self.canvas.blank(batch, picture.device).to(picture.dtype), still, picture)
+        frames = picture[:, None].expand(-1, self.config.motion.context_frames, -1, -1, -1)
+        return Belief(frames, canvas, still, still)
+
+    def commit(self, belief: Belief, motion: Tensor, picture: Tensor) -> Belief:
+        """The belief once the next picture is drawn (or seen). The canvas carries no gradient."""
+        with torch.no_grad():
+            canvas, offset = self.canvas.move(belief.canvas, belief.offset, motion)
+            canvas = self.canvas.write(canvas, offset, picture)
+        return Belief(torch.cat([belief.frames[:, 1:], picture[:, None]], 1), canvas, offset, motion)
+
+    def observe(self, belief: Belief, action: Tensor, picture: Tensor) -> Belief:
+        """Go on from a real frame instead of a drawn one."""
+        _, motions = self.motion.estimate(belief.frames, self.embed(action), belief.motion)
+        return self.commit(belief, motions[:, 0], picture)
+
+    def propose(self, belief: Belief, action: Tensor, through_motion: bool = True) -> Proposal:
+        """Everything about the next step that is known before sampling.
+
+        Without `through_motion` no gradient flows from the moved picture into the motions.
+        """
+        features, motions = self.motion.estimate(belief.frames, self.embed(action), belief.motion)
+        carried = motions if through_motion else motions.detach()
+        remembered = self.canvas.read(belief.canvas, belief.offset, carried[:, 0])
+        moved, features = self.motion.compose(features, carried, belief.frames[:, -1], remembered)
+        moved_latent = self.tokenizer.encode(moved)
+        logits, hidden = self.dynamics(features, moved_latent)
+        return Proposal(motions[:, 0], moved, moved_latent, logits, hidden)
+
+    def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
+        """Token indices (B, D, h, w): the likeliest, or drawn by Gumbel noise (B, noise_dim) at a temperature."""
+        if noise is not None and temperature > 0:
+            logits = logits + temperature * noise.view(logits.shape)
+        return logits.argmax(2)
+
+    # -- the interface of the engine ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(self, frames: Tensor, actions: Tensor) -> State:
+        """State after T real frames.
+
+        Args:
+            frames: uint8 (B, T, H, W, 3), T >= 1.
+            actions: (B, T - 1, P) indices or (B, T - 1, P, A) numbers; actions[t] led from frame t to t + 1.
+        """
+        pixels = to_pixels(frames)
+        belief = self.believe(pixels[:, 0])
+        for t in range(frames.shape[1] - 1):
+            belief = self.observe(belief, actions[:, t], pixels[:, t + 1])
+        return self._pack(belief)
+
+    @torch.no_grad()
+    def step(
+        self, state: State, action: Tensor, noise: Tensor | None = None, temperature: float = 0.0
+    ) -> tuple[State, Output]:
+        """One step of B worlds; see `Output`. Randomness comes only from `noise` (B, noise_dim), Gumbel numbers."""
+        belief = self._unpack(state)
+        proposal = self.propose(belief, action)
+        latent = self.tokenizer.levels[self.sample(proposal.logits, noise, temperature)]
+        frame = to_frames(self.tokenizer.decode(latent, proposal.moved))
+        reward_logits, end_logit = self.events(proposal.hidden, proposal.moved_latent, latent)
+        log_probs = proposal.logits.log_softmax(2)
+        reward_probs = reward_logits.softmax(-1)
+        output = Output(
+            frame=frame,
+            reward=self.reward_values[reward_probs.argmax(-1)],
+            reward_probs=reward_probs,
+            terminated_prob=torch.sigmoid(end_logit),
+            surprise=-(log_probs.exp() * log_probs).sum(2).mean((1, 2, 3)),
+        )
+        return self._pack(self.commit(belief, proposal.motion, to_pixels(frame))), output
+
+    def _pack(self, belief: Belief) -> State:
+        colours, known = belief.canvas.split([3, 1], 1)
+        canvas = torch.cat([(colours.clamp(-1, 1) + 1) * 127.5, known.clamp(0, 1) * 255], 1)
+        return {
+            "frames": to_frames(belief.frames),
+            "canvas": canvas.round().to(torch.uint8),
+            "offset": belief.offset.clone(),
+            "motion": belief.motion.clone(),
+        }
+
+    def _unpack(self, state: State) -> Belief:
+        colours, known = state["canvas"].float().split([3, 1], 1)
+        canvas = torch.cat([colours / 127.5 - 1, known / 255], 1)
+        return Belief(to_pixels(state["frames"]), canvas, state["offset"], state["motion"])
+
+    # -- on disk -----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, provenance: dict[str, Any]) -> None:
+        """Write a world folder: weights as float16, the prompt bank, and world.json with their hashes."""
+        weights = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
+        files = {WEIGHTS: safetensors.torch.save(weights)}
+        if self.prompts is not None:
+            files[PROMPTS] = safetensors.torch.save({"frames": self.prompts.frames, "actions": self.prompts.actions})
+        worlds.write_world(path, spec=self.spec, model=self.config.to_json(), provenance=provenance, files=files)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "WorldModel":
+        """The model of a world folder (or shipped world), checked against its manifest, in float32 and eval mode.
+
+        Raises:
+            UnknownWorld, CorruptFile, ConfigMismatch: see `lwm_env.worlds`.
+        """
+        folder = worlds.find(path)
+        manifest = worlds.verify(folder)
+        if WEIGHTS not in manifest.files:
+            raise CorruptFile(f"{folder} lists no {WEIGHTS} in world.json. Restore it from where the world came from.")
+        config = ModelConfig.from_json(manifest.model)
+        with torch.device("meta"):  # shapes only, until the file is known to fit
+            expected = {
+                name: (tuple(t.shape), "float16") for name, t in cls(config, manifest.spec).state_dict().items()
+            }
+        weights = worlds.read_tensors(folder / WEIGHTS, expected)
+        model = cls(config, manifest.spec)
+        model.load_state_dict({name: torch.from_numpy(array).float() for name, array in weights.items()})
+        model.prompts = _read_prompts(folder, manifest) if PROMPTS in manifest.files else None
+        model.weights_hash = manifest.files[WEIGHTS].sha256
+        return model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _read_prompts(folder: Path, manifest: worlds.Manifest) -> Prompts:
+    spec = manifest.spec
+    discrete = isinstance(spec.actions, DiscreteActions)
+    action = (None, None, len(spec.players)) if discrete else (None, None, len(spec.players), spec.actions.dim)
+    expected = {
+        "frames": ((None, None, *spec.frame_size, 3), "uint8"),
+        "actions": (action, "int64" if discrete else "float32"),
+    }
+    tensors = worlds.read_tensors(folder / PROMPTS, expected)
+    frames, actions = (torch.from_numpy(tensors[name]) for name in ("frames", "actions"))
+    if len(frames) == 0 or len(frames) != len(actions) or frames.shape[1] != actions.shape[1] + 1:
+        raise CorruptFile(
+            f"{folder / PROMPTS} has frames {tuple(frames.shape)} and actions {tuple(actions.shape)}; expected as many"
+            f" prompts of both, and one action fewer than frames. Restore it from where the world came from."
+        )
+    return Prompts(frames, actions)

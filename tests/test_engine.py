@@ -1,0 +1,299 @@
+"""The engine: the same bytes wherever a world is computed, counter-based randomness, snapshots."""
+
+import numpy as np
+import pytest
+import torch
+
+from lwm_env import noise, snapshot
+from lwm_env.engine import Engine
+from lwm_env.errors import ConfigMismatch, CorruptFile, WrongOrder
+from lwm_env.world_model import Prompts, WorldModel
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config, tiny_spec) -> WorldModel:
+    """Random weights, none of them zero, so that pictures follow the actions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WorldModel(tiny_config, tiny_spec).eval().requires_grad_(False)
+        for weight in model.parameters():
+            if not weight.any():
+                torch.nn.init.normal_(weight, std=0.3)
+        frames = torch.randint(0, 256, (5, 3, 16, 16, 3), dtype=torch.uint8)
+        model.prompts = Prompts(frames, torch.randint(0, 3, (5, 2, 1)))
+    model.weights_hash = "a" * 64
+    return model
+
+
+def started(model: WorldModel, seeds: list[int], **options) -> Engine:
+    engine = Engine(model, len(seeds), **options)
+    engine.reset(np.ones(engine.num_envs, bool), seeds)
+    return engine
+
+
+def dream(engine: Engine, plan: np.ndarray) -> list[bytes]:
+    """Play actions (T, N); everything that came out, as bytes for each slot."""
+    slots = [b""] * engine.num_envs
+    for actions in plan:
+        result = engine.step(torch.from_numpy(actions)[:, None])
+        for slot in range(engine.num_envs):
+            slots[slot] += b"".join(column[slot].numpy().tobytes() for column in result)
+    return slots
+
+
+def plans(num_steps: int, num_envs: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 3, (num_steps, num_envs))
+
+
+# -- randomness ------------------------------------------------------------------------------------------------------
+
+
+def test_the_hash_in_tensors_is_the_hash_in_python_integers():
+    values = [0, 1, -1, 2**62 + 12345, -(2**63)]
+
+    mixed = noise._mix_tensor(torch.tensor(values)).tolist()
+
+    assert mixed == [noise._signed(noise._mix(value)) for value in values]
+
+
+def test_splitmix64_gives_its_published_numbers():
+    # The reference code seeded with 1234567; the state grows by the golden gamma before each number.
+    numbers = [noise._mix(1234567 + (i + 1) * noise._GOLDEN) for i in range(3)]
+
+    assert numbers == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_gumbel_noise_has_the_mean_and_variance_of_the_distribution():
+    keys = torch.tensor([noise.episode_key(seed, 0) for seed in range(20)])
+
+    drawn = noise.gumbel(keys, torch.zeros(20, dtype=torch.int64), 5001).double()
+
+    assert drawn.shape == (20, 5001) and drawn.isfinite().all()
+    assert abs(drawn.mean() - 0.5772) < 0.015  # Euler's constant; 4 standard errors
+    assert abs(drawn.var() - np.pi**2 / 6) < 0.05
+
+
+def test_noise_of_a_row_does_not_depend_on_the_other_rows():
+    keys, steps = torch.tensor([5, -7, 11]), torch.tensor([0, 3, 8])
+
+    together = noise.gumbel(keys, steps, 333)
+    alone = torch.cat([noise.gumbel(keys[i : i + 1], steps[i : i + 1], 333) for i in range(3)])
+
+    assert torch.equal(together, alone)
+
+
+def test_every_seed_episode_and_step_has_its_own_noise():
+    keys = torch.tensor([noise.episode_key(seed, episode) for seed in range(12) for episode in range(12)])
+    drawn = torch.cat([noise.gumbel(keys, torch.full_like(keys, step), 4) for step in range(12)])
+
+    assert len({tuple(row) for row in drawn.tolist()}) == 12**3
+
+
+def test_seeds_of_any_size_fold_into_an_int64():
+    assert noise.fold_seed(2**63 - 1) == 2**63 - 1
+    assert 0 <= noise.fold_seed(2**200) < 2**63
+    assert noise.fold_seed(2**200) != noise.fold_seed(2**200 + 1)
+
+
+# -- slots -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_slot_equals_the_world_alone(model, num_envs, temperature):
+    plan = plans(12, num_envs)
+
+    batch = dream(started(model, [7 + i for i in range(num_envs)], temperature=temperature), plan)
+
+    for slot in range(num_envs):
+        alone = dream(started(model, [7 + slot], temperature=temperature), plan[:, slot : slot + 1])
+        assert batch[slot] == alone[0]
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 4, 5])
+def test_a_slot_in_chunks_of_four_equals_any_other_slot_count(model, num_envs):
+    plan = plans(6, num_envs)
+
+    batch = dream(started(model, list(range(num_envs)), rows=4), plan)
+
+    assert [dream(started(model, [i], rows=4), plan[:, i : i + 1])[0] for i in range(num_envs)] == batch
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_worlds_that_join_and_stand_still_do_not_touch_the_others(model, rows):
+    plan = plans(9, 3)
+    expected = dream(started(model, [4], rows=rows), plan[:, 1:2])[0]
+    engine = started(model, [1, 4, 2], rows=rows)
+
+    seen = b""
+    for t, actions in enumerate(plan):
+        engine.reset(np.array([t % 2 == 0, False, t == 4]), [t, None, None])
+        result = engine.step(torch.from_numpy(actions)[:, None], np.array([t % 3 == 0, True, t > 5]))
+        seen += b"".join(column[1].numpy().tobytes() for column in result)
+
+    assert seen == expected
+
+
+def test_actions_and_seeds_make_a_difference(model):
+    left, right = np.full((4, 1), 1), np.full((4, 1), 2)
+
+    assert dream(started(model, [0]), left) != dream(started(model, [0]), right)
+    assert dream(started(model, [0], temperature=1.0), left) != dream(started(model, [1], temperature=1.0), left)
+
+
+def test_the_callers_number_of_threads_is_kept_and_changes_nothing(model):
+    before, plan = torch.get_num_threads(), plans(4, 1)
+    expected = dream(started(model, [0]), plan)
+    try:
+        torch.set_num_threads(2)
+        assert dream(started(model, [0]), plan) == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_was_handed_out_never_changes(model):
+    engine = started(model, [0, 1])
+    handed = [engine.frames, *engine.step(torch.zeros(2, 1, dtype=torch.int64))]
+    copies = [tensor.clone() for tensor in handed]
+
+    dream(engine, plans(5, 2))
+    engine.reset(np.ones(engine.num_envs, bool))
+
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(handed, copies, strict=True))
+
+
+def test_an_exception_in_the_model_leaves_every_slot_as_it_was(model, monkeypatch):
+    engine = started(model, [0, 1, 2])
+    before, calls, step = [engine.get_state(i) for i in range(3)], [], WorldModel.step
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return step(*arguments)
+
+    monkeypatch.setattr(WorldModel, "step", failing)
+    with pytest.raises(MemoryError):
+        engine.step(torch.zeros(3, 1, dtype=torch.int64))
+
+    assert [engine.get_state(i) for i in range(3)] == before
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_numbers_that_are_not_finite_fail_their_slot_alone(model, rows):
+    plan = plans(3, 3)
+    control = dream(started(model, [0, 1, 2], rows=rows), plan)
+    engine = started(model, [0, 1, 2], rows=rows)
+    index, row = divmod(1, rows)
+    motion = engine._chunks[index]["motion"].clone()
+    motion[row] = torch.nan
+    engine._chunks[index] = {**engine._chunks[index], "motion": motion}
+    last = engine.frames[1]
+
+    result = engine.step(torch.from_numpy(plan[0])[:, None])
+
+    assert result.failed.tolist() == [False, True, False]
+    assert torch.equal(result.frames[1], last) and result.rewards[1] == 0 and result.surprise[1] == 0
+    engine.reset(np.array([False, True, False]), [None, 1, None])
+    rest = dream(engine, plan[1:])
+    assert all(control[i].endswith(rest[i]) for i in (0, 2))
+
+
+def test_a_world_without_prompts_says_how_to_start(tiny_config, tiny_spec):
+    engine = Engine(WorldModel(tiny_config, tiny_spec).eval())
+
+    with pytest.raises(ConfigMismatch, match="no prompt bank"):
+        engine.reset(np.ones(engine.num_envs, bool), [0])
+    assert not engine.ready.any()
+
+
+def test_a_slot_must_be_reset_and_seeded_first(model):
+    engine = Engine(model, 2)
+
+    with pytest.raises(WrongOrder, match="no seed"):
+        engine.reset(np.ones(engine.num_envs, bool))
+    with pytest.raises(WrongOrder, match=r"\[0, 1\]"):
+        engine.step(torch.zeros(2, 1, dtype=torch.int64))
+    with pytest.raises(WrongOrder, match="before its first reset"):
+        engine.get_state(1)
+
+
+# -- snapshots -------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_continues_in_another_slot_of_another_engine(model):
+    plan = plans(20, 1)
+    source = started(model, [9], temperature=1.0)
+    dream(source, plan[:5])
+    state = source.get_state()
+    expected = dream(source, plan[5:])[0]
+    target = Engine(model, 3, temperature=1.0)
+
+    target.set_state(state, 2)
+
+    assert target.frames[2].numpy().tobytes() == snapshot.decode(state)[1]["frame"].numpy().tobytes()
+    target.reset(np.array([True, True, False]), [0, 1, None])
+    assert dream(target, np.repeat(plan[5:], 3, 1))[2] == expected
+
+
+def test_forked_worlds_go_on_alike(model):
+    engine = started(model, [0, 1, 2, 3], temperature=1.0)
+    dream(engine, plans(4, 4))
+
+    engine.fork(1, [0, 3])
+
+    zero, one, two, three = dream(engine, np.repeat(plans(5, 1), 4, 1))
+    assert zero == one == three != two
+
+
+def test_a_flipped_bit_in_a_snapshot_is_found_a_thousand_times_of_a_thousand(model):
+    engine = started(model, [0])
+    state, rng = engine.get_state(), np.random.default_rng(0)
+
+    for position in rng.integers(0, len(state) * 8, 1000).tolist():
+        damaged = bytearray(state)
+        damaged[position // 8] ^= 1 << position % 8
+        with pytest.raises((CorruptFile, ConfigMismatch)):
+            engine.set_state(bytes(damaged))
+    assert engine.get_state() == state
+
+
+@pytest.mark.parametrize("cut", [0, 3, 20, 500, -1])
+def test_a_snapshot_cut_short_is_refused(model, cut):
+    engine = started(model, [0])
+
+    with pytest.raises(CorruptFile):
+        engine.set_state(engine.get_state()[:cut])
+
+
+FORGERIES = [{"seed": -1}, {"seed": 2**63}, {"steps": "3"}, {"ended": 1}, {"episode": None}, {"steps": True}]
+
+
+@pytest.mark.parametrize("change", FORGERIES, ids=repr)
+def test_a_forged_snapshot_is_refused(model, change):
+    engine = started(model, [0])
+    facts, tensors = snapshot.decode(engine.get_state())
+
+    with pytest.raises(CorruptFile):
+        engine.set_state(snapshot.encode({**facts, **change}, tensors))
+    with pytest.raises(CorruptFile):
+        engine.set_state(snapshot.encode(facts, {**tensors, "state.motion": torch.zeros(3)}))
+
+
+def test_a_snapshot_of_other_weights_is_refused(model):
+    engine = started(model, [0])
+    facts, tensors = snapshot.decode(engine.get_state())
+
+    with pytest.raises(ConfigMismatch, match="bbbb"):
+        engine.set_state(snapshot.encode({**facts, "weights": "b" * 64}, tensors))
+
+
+def test_tensors_of_every_kind_survive_a_snapshot():
+    tensors = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in snapshot._DTYPES.values()}
+    tensors["scalar"], tensors["empty"] = torch.tensor(1.5), torch.zeros(0, 3)
+
+    facts, back = snapshot.decode(snapshot.encode({"a": 1}, tensors))
+
+    assert facts == {"a": 1}
+    assert all(back[name].dtype == value.dtype and torch.equal(back[name], value) for name, value in tensors.items())

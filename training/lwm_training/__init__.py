@@ -1,0 +1,1 @@
+"""Makes worlds: collects real play, trains and evaluates a model, and writes a world folder."""

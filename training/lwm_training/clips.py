@@ -1,0 +1,25 @@
+"""A batch of short stretches of real play: what every model is trained and evaluated on."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Clips:
+    """B stretches of T steps. `valid[b, t]` is False from the step that crosses an episode's end on.
+
+    observations: uint8 (B, T + 1, H, W, 3); actions: (B, T, P) int64 or (B, T, P, A) float32 for P players;
+    rewards: float32 (B, T, P); terminations: bool (B, T), true on the step whose next frame ends the episode;
+    valid: bool (B, T), whether step t belongs to the episode that the stretch began in.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    valid: np.ndarray
+
+    def part(self, rank: int, world: int) -> "Clips":
+        """Every `world`-th clip from number `rank` on: what one of several processes computes."""
+        return Clips(*(getattr(self, field.name)[rank::world] for field in fields(self)))

@@ -1,0 +1,138 @@
+"""`lwm evaluate`: dream held-out clips of the real game, measure, and write a report."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from lwm_env.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from lwm_env.world_model import WorldModel
+    from lwm_training.held_out import HeldOut, Wanted
+
+CALIBRATION_SEEDS = 500_000  # added to the seed, so that a threshold is never chosen on the clips of a report
+
+
+@click.command()
+@click.argument("world")
+@click.option("--clips", type=click.IntRange(1, 100_000), default=256, show_default=True, help="How many.")
+@click.option("--horizon", type=click.IntRange(1, 10_000), default=60, show_default=True, help="Steps to dream.")
+@click.option("--context", type=click.IntRange(1, 1000), default=8, show_default=True, help="Real frames given.")
+@click.option("--seed", type=click.IntRange(0, CALIBRATION_SEEDS - 1), default=0, show_default=True)
+@click.option("--split", default="validation", show_default=True, help="Whose levels.")
+@click.option("--store", type=click.Path(path_type=Path), help="Take recorded clips (lwm collect) instead of playing.")
+@click.option("--policy", default="sticky", show_default=True, help="Who plays; as in lwm collect.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="Of the sampling; the world's own by default.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and report/.")
+@click.option("--calibrate", is_flag=True, help="Only find the termination threshold, on other clips.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def evaluate(world: str, out: Path | None, calibrate: bool, as_json: bool, **options) -> None:
+    """Measure WORLD (an id or a folder) against the real game, on levels it was not trained on.
+
+    The report goes to the world's folder: report.json, and report/ with a page, plots and clips.
+    """
+    from lwm_env import worlds
+    from lwm_training.held_out import Wanted
+
+    folder = worlds.find(world)
+    model = _load(folder, options["device"])
+    if options["temperature"] is None:
+        options["temperature"] = model.spec.temperature
+    wanted = Wanted(
+        num_clips=options["clips"],
+        context=options["context"],
+        truth=_truth(options["horizon"]),
+        horizon=options["horizon"],
+        policy=options["policy"],
+        seed=options["seed"] + CALIBRATION_SEEDS * calibrate,
+    )
+    if calibrate:
+        _calibrate(model, wanted, options, as_json)
+    else:
+        _report(model, wanted, options, folder if out is None else out, as_json)
+
+
+def _truth(horizon: int) -> int:
+    from lwm_training.evaluate import TRUTH
+
+    return min(horizon, TRUTH)
+
+
+def _load(folder: Path, device: str) -> "WorldModel":
+    import torch
+
+    from lwm_env.world_model import WorldModel
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(f"--device {device} is not available here. Take auto, cpu or cuda.") from error
+    return WorldModel.load(folder, chosen)
+
+
+def _clips(model: "WorldModel", wanted: "Wanted", options: dict) -> "HeldOut":
+    from lwm_training.held_out import play_clips, stored_clips
+
+    if options["store"] is not None:
+        return stored_clips(options["store"], model.spec, wanted)
+    with tqdm(total=wanted.num_clips, desc="playing", unit="clip", disable=None) as bar:
+        return play_clips(model.spec, options["split"], wanted, bar.update)
+
+
+def _calibrate(model: "WorldModel", wanted: "Wanted", options: dict, as_json: bool) -> None:
+    from lwm_training.evaluate import calibrate_threshold
+    from lwm_training.rollout import Sampling
+
+    held_out = _clips(model, wanted, options)
+    sampling = Sampling(options["temperature"], wanted.seed)
+    with tqdm(total=wanted.num_clips * wanted.truth, desc="dreaming", unit="frame", disable=None) as bar:
+        threshold, f1 = calibrate_threshold(model, held_out, sampling, bar.update)
+    if f1 != f1:
+        raise InvalidInput(f"Nothing ended in {wanted.num_clips} clips, real or dreamed. Take more with --clips.")
+    if as_json:
+        click.echo(json.dumps({"world": model.spec.id, "termination_threshold": threshold, "f1": round(f1, 4)}))
+        return
+    now = model.spec.termination_threshold
+    click.echo(f"termination_threshold {threshold} (F1 {f1:.3f} on {wanted.num_clips} clips; the world has {now})")
+
+
+def _report(model: "WorldModel", wanted: "Wanted", options: dict, out: Path, as_json: bool) -> None:
+    from lwm_training import report as reports
+    from lwm_training.evaluate import CONTROL, measure
+    from lwm_training.report_page import check_output, write_report
+    from lwm_training.report_pictures import check_matplotlib
+    from lwm_training.rollout import Sampling
+
+    check_matplotlib()
+    check_output(out)
+    begin = time.perf_counter()
+    held_out = _clips(model, wanted, options)
+    played = time.perf_counter()
+    num_frames = wanted.num_clips * (wanted.horizon + min(CONTROL, wanted.truth))
+    with tqdm(total=num_frames, desc="dreaming", unit="frame", disable=None) as bar:
+        measured = measure(model, held_out, Sampling(options["temperature"], wanted.seed), bar.update)
+    protocol = reports.Protocol(
+        source=model.spec.real.source if options["store"] is None else str(options["store"]),
+        split=held_out.split,
+        policy=wanted.policy if options["store"] is None else None,
+        seed=wanted.seed,
+        num_clips=len(held_out),
+        context=wanted.context,
+        horizon=wanted.horizon,
+        temperature=options["temperature"],
+        termination_threshold=model.spec.termination_threshold,
+    )
+    identity = {"world": model.spec.id, "weights": model.weights_hash, "device": str(model.reward_values.device)}
+    seconds = {"playing": played - begin, "dreaming": time.perf_counter() - played}
+    report = reports.build(measured, protocol, identity, seconds)
+    page = write_report(out, report, measured.showcase, model.spec.render_fps)
+    click.echo(json.dumps(report.model_dump(mode="json"), allow_nan=False) if as_json else reports.as_table(report))
+    click.echo(f"report: {page}", err=True)

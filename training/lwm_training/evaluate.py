@@ -1,0 +1,214 @@
+"""A world against the real game: open-loop dreams of held-out clips, measured at horizons.
+
+Shapes: B clips, S steps with ground truth, T steps dreamed, P players.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lwm_env.spec import ContinuousActions
+from lwm_training import metrics, tally
+from lwm_training.event_metrics import Happenings, best_threshold
+from lwm_training.held_out import HeldOut, Progress
+from lwm_training.rollout import Dream, Dreamer, Sampling, reconstruct, roll
+from lwm_training.scroll import seen_pixels
+from lwm_training.tally import Tally
+
+HORIZONS = (1, 4, 8, 15, 30, 60, 300, 900)
+TRUTH = 60  # steps with ground truth; further ones are measured without
+CONTROL = 15  # steps dreamed with random actions
+CHUNK = 32  # clips dreamed together
+SHOWN = 6  # clips kept for pictures
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """The first clips, for pictures: real and dreamed uint8 (B, 1 + S, H, W, 3) from the last context frame on, and
+    valid bool (B, S)."""
+
+    real: np.ndarray
+    dreamed: np.ndarray
+    valid: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that figures are made of.
+
+    tallies: by name, see `_compare` and `_measure_control`; colours: dreamed and real counts, each {horizon: float64
+    (B, 512)}.
+    """
+
+    tallies: dict[str, Tally]
+    dreamed_colours: dict[int, np.ndarray]
+    real_colours: dict[int, np.ndarray]
+    happenings: Happenings
+    showcase: Showcase
+
+
+def horizons_until(horizon: int) -> tuple[int, ...]:
+    """The standard horizons up to and with the one asked for."""
+    return (*(step for step in HORIZONS if step < horizon), horizon)
+
+
+def measure(model: Dreamer, held_out: HeldOut, sampling: Sampling, progress: Progress) -> Measured:
+    """Dream all clips with their true actions, a part of the steps again with random ones, and compare.
+
+    Args:
+        held_out: clips that the model was not trained on.
+        progress: called with the number of frames dreamed.
+    """
+    parts, first = [], sampling.first_clip
+    for chunk in held_out.chunks(CHUNK):
+        chosen = Sampling(sampling.temperature, sampling.seed, first)
+        parts.append(_measure_chunk(model, chunk, chosen, progress))
+        first += len(chunk)
+    return Measured(
+        tallies={name: tally.join([part.tallies[name] for part in parts]) for name in parts[0].tallies},
+        dreamed_colours=_join_colours([part.dreamed_colours for part in parts]),
+        real_colours=_join_colours([part.real_colours for part in parts]),
+        happenings=_join_happenings([part.happenings for part in parts]),
+        showcase=parts[0].showcase,
+    )
+
+
+def calibrate_threshold(
+    model: Dreamer, held_out: HeldOut, sampling: Sampling, progress: Progress
+) -> tuple[float, float]:
+    """The termination threshold with the highest F1 on these clips, and that F1 (NaN if nothing ended).
+
+    Take other clips than those of the report: chosen on the same ones it flatters the world.
+    """
+    parts, first = [], sampling.first_clip
+    for chunk in held_out.chunks(CHUNK):
+        chosen = Sampling(sampling.temperature, sampling.seed, first)
+        parts.append(_happenings(roll(model, *_inputs(chunk, chunk.truth), (), chosen, progress), chunk))
+        first += len(chunk)
+    return best_threshold(_join_happenings(parts))
+
+
+def _inputs(chunk: HeldOut, num_steps: int) -> tuple[Tensor, Tensor]:
+    frames = torch.from_numpy(chunk.clips.observations[:, : chunk.context])
+    return frames, torch.from_numpy(chunk.actions[:, : chunk.context - 1 + num_steps])
+
+
+def _measure_chunk(model: Dreamer, chunk: HeldOut, sampling: Sampling, progress: Progress) -> Measured:
+    horizons = horizons_until(chunk.horizon)
+    kept = {*range(1, chunk.truth + 1), *horizons}
+    dream = roll(model, *_inputs(chunk, chunk.horizon), kept, sampling, progress)
+    tallies = _compare(model, chunk, dream)
+    tallies["control"] = _measure_control(model, chunk, sampling, progress)
+    real = chunk.clips.observations[:SHOWN, chunk.context - 1 :]
+    shown = [torch.from_numpy(real[:, 0]), *(dream.frames[step][:SHOWN] for step in range(1, chunk.truth + 1))]
+    return Measured(
+        tallies=tallies,
+        **_colours(chunk, dream, horizons),
+        happenings=_happenings(dream, chunk),
+        showcase=Showcase(real, torch.stack(shown, 1).numpy(), chunk.valid[:SHOWN]),
+    )
+
+
+def _compare(model: Dreamer, chunk: HeldOut, dream: Dream) -> dict[str, Tally]:
+    """Dream and baselines against the truth: squared errors of all steps (dream, copy, seen, codec), SSIM at the
+    horizons (dream_ssim, ...), sharpness with that of the real frames as the count, and surprise."""
+    real = torch.from_numpy(chunk.clips.observations[:, chunk.context :])
+    valid = torch.from_numpy(chunk.valid)
+    copy = torch.from_numpy(chunk.clips.observations[:, chunk.context - 1])
+    seen = seen_pixels(torch.from_numpy(chunk.clips.observations), chunk.context).mask[:, chunk.context :]
+    sums = _Sums(valid)
+    steps = range(1, chunk.truth + 1)
+    energies = torch.stack([metrics.sharpness(real[:, step - 1]) for step in steps], 1)
+    for step in steps:
+        true, drawn = real[:, step - 1], dream.frames[step]
+        sums.add("dream", step, *metrics.squared_error(drawn, true))
+        sums.add("copy", step, *metrics.squared_error(copy, true))
+        sums.add("seen", step, *metrics.squared_error(drawn, true, seen[:, step - 1]))
+        sums.add("seen_share", step, seen[:, step - 1].double().mean((1, 2)), torch.ones(len(true)))
+        sums.add("sharpness", step, metrics.sharpness(drawn), energies[:, step - 1])
+        sums.add("surprise", step, dream.surprise[:, step - 1], torch.ones(len(true)))
+        if step in HORIZONS or step == chunk.truth:
+            codec = reconstruct(model, true)
+            sums.add("codec", step, *metrics.squared_error(codec, true))
+            sums.add("codec_sharpness", step, metrics.sharpness(codec), energies[:, step - 1])
+            for name, frames in (("dream", drawn), ("copy", copy), ("codec", codec)):
+                sums.add(f"{name}_ssim", step, metrics.ssim(frames, true), torch.ones(len(true)))
+    typical = (energies * valid).sum(1) / valid.sum(1).clamp(min=1)
+    for step in sorted(step for step in dream.frames if step > chunk.truth):  # no truth: against the clip's real frames
+        sums.add("sharpness", step, metrics.sharpness(dream.frames[step]), typical)
+        sums.add("surprise", step, dream.surprise[:, step - 1], torch.ones(len(real)))
+    return sums.tallies()
+
+
+class _Sums:
+    """Totals and counts as they come in; steps that are not valid count nothing."""
+
+    def __init__(self, valid: Tensor) -> None:
+        self._valid, self._columns = valid.double(), {}
+
+    def add(self, name: str, step: int, totals: Tensor, counts: Tensor) -> None:
+        shown = self._valid[:, step - 1] if step <= self._valid.shape[1] else torch.ones(len(self._valid))
+        columns = [torch.where(shown > 0, values.double(), 0.0).numpy() for values in (totals, counts)]
+        self._columns.setdefault(name, {})[step] = columns
+
+    def tallies(self) -> dict[str, Tally]:
+        return {
+            name: Tally(tuple(steps), *(np.stack(arrays, 1) for arrays in zip(*steps.values(), strict=True)))
+            for name, steps in self._columns.items()
+        }
+
+
+def _measure_control(model: Dreamer, chunk: HeldOut, sampling: Sampling, progress: Progress) -> Tally:
+    """Squared errors of dreams with random actions, uniform and new at every step."""
+    length = min(CONTROL, chunk.truth)
+    frames, actions = _inputs(chunk, length)
+    steps = horizons_until(length)
+    spec = model.spec.actions
+    rng = np.random.default_rng([sampling.seed, sampling.first_clip])
+    played = actions[:, chunk.context - 1 :]
+    if isinstance(spec, ContinuousActions):
+        drawn = torch.from_numpy(rng.uniform(spec.low, spec.high, played.shape).astype(np.float32))
+    else:
+        drawn = torch.from_numpy(rng.integers(spec.dim, size=played.shape))
+    actions = torch.cat([actions[:, : chunk.context - 1], drawn], 1)
+    dream = roll(model, frames, actions, steps, sampling, progress)
+    sums = _Sums(torch.from_numpy(chunk.valid))
+    for step in steps:
+        true = torch.from_numpy(chunk.clips.observations[:, chunk.context - 1 + step])
+        sums.add("control", step, *metrics.squared_error(dream.frames[step], true))
+    return sums.tallies()["control"]
+
+
+def _colours(chunk: HeldOut, dream: Dream, horizons: Sequence[int]) -> dict[str, dict[int, np.ndarray]]:
+    """Colour counts of dreamed and of real frames at the horizons; beyond the truth, of all real frames of the clip."""
+    real = torch.from_numpy(chunk.clips.observations[:, chunk.context :])
+    valid = chunk.valid[:, :, None].astype(np.float64)
+    every = np.stack([metrics.colour_counts(real[:, step]) for step in range(chunk.truth)], 1) * valid
+    dreamed, reference = {}, {}
+    for step in horizons:
+        with_truth = step <= chunk.truth
+        dreamed[step] = metrics.colour_counts(dream.frames[step]) * (valid[:, step - 1] if with_truth else 1.0)
+        reference[step] = every[:, step - 1] if with_truth else every.sum(1)
+    return {"dreamed_colours": dreamed, "real_colours": reference}
+
+
+def _join_colours(parts: Sequence[dict[int, np.ndarray]]) -> dict[int, np.ndarray]:
+    return {step: np.concatenate([part[step] for part in parts]) for step in parts[0]}
+
+
+def _happenings(dream: Dream, chunk: HeldOut) -> Happenings:
+    after = slice(chunk.context - 1, None)
+    return Happenings(
+        end_probs=dream.end_probs[:, : chunk.truth].numpy(),
+        rewards=dream.rewards[:, : chunk.truth].numpy(),
+        real_rewards=chunk.clips.rewards[:, after],
+        real_ends=chunk.clips.terminations[:, after],
+        valid=chunk.valid,
+    )
+
+
+def _join_happenings(parts: Sequence[Happenings]) -> Happenings:
+    return Happenings(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})

@@ -1,0 +1,283 @@
+"""A recipe: the TOML file from which `lwm train` makes a world. Every key is checked before anything starts."""
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from lwm_env.errors import ConfigMismatch
+from lwm_env.spec import WorldSpec
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Strict):
+    """`[model]`: a size from `lwm presets`, and numbers of it to change, such as `motion.dim = 48`."""
+
+    preset: Literal["nano", "small", "base", "large"] = "nano"
+    overrides: dict[str, int | float] = Field(default_factory=dict)  # dotted name -> number
+
+
+class Data(_Strict):
+    """`[data]`: real play, streamed from the game while training or read from what `lwm collect` stored."""
+
+    kind: Literal["stream", "store"] = "stream"
+    path: Text | None = None  # of the store, relative to the working directory
+    num_envs: Positive = 64
+    policy: Text = "sticky"
+    shard_steps: Positive = 256  # steps that every env plays for one shard
+
+    @model_validator(mode="after")
+    def _path_of_a_store(self) -> "Data":
+        if self.kind == "store" and self.path is None:
+            raise ValueError('a path with kind = "store": the file that `lwm collect` wrote')
+        if self.kind == "stream" and self.path is not None:
+            raise ValueError('no path with kind = "stream", which reads none; or kind = "store"')
+        return self
+
+
+class Stage(_Strict):
+    """`[[train.stages]]`: one phase of training, as long as `steps` or as `minutes` say."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
+    trains: Literal["tokenizer", "motion", "dynamics", "joint"]  # dynamics: all but the encoder
+    steps: Positive | None = None
+    minutes: PositiveFloat | None = None  # of wall-clock time: such a run cannot be repeated bit for bit
+    learning_rate: PositiveFloat
+    warmup: Annotated[int, Field(ge=0)] = 0  # steps over which the learning rate rises from 0
+    decay: bool = True  # whether it falls in the second half
+    unroll: Positive = 1  # steps predicted from the model's own output
+    context: Positive = 6  # at most so many real frames before them
+    loss: dict[str, float] = Field(default_factory=dict)  # weight of each term; the trainer knows the names
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Stage":
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("either steps or minutes, not both")
+        return self
+
+
+class Train(_Strict):
+    """`[train]`. In the file `steps` or `minutes` here stand for the same in every stage, as a trial run wants."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    batch_size: Positive
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    checkpoint_minutes: PositiveFloat = 5.0
+    log_every: Positive = 50  # steps
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> "Train":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"another name for each stage, got {', '.join(names)}")
+        return self
+
+
+class Recipe(_Strict):
+    """All that decides how a world is made. Frozen; its hash goes into the provenance of the weights."""
+
+    world: WorldSpec
+    model: Model = Field(default_factory=Model)
+    data: Data = Field(default_factory=Data)
+    train: Train
+
+    def to_json(self) -> str:
+        """Canonical JSON, defaults and overrides included: the same recipe gives the same text on every machine."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of `to_json()`, 64 hex digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a TOML file in UTF-8.
+        overrides: `table.key=value` with a TOML value or a bare word, applied in order: `train.batch_size=8`,
+            `train.steps=10` (every stage), `train.stages.0.unroll=4` or the stage's name in place of the number.
+            `steps` replaces `minutes` and the reverse.
+
+    Raises:
+        ConfigMismatch: no such file, not TOML, or fields that are unknown, missing or not what is expected; all of
+            them are named at once, each with what came and what was expected.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")])
+        hint = f" Did you mean {path.with_name(near[0])}?" if near else ""
+        raise ConfigMismatch(f"The recipe {path} cannot be read: {error.strerror}.{hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigMismatch(f"The recipe {path} is not valid TOML: {error}") from error
+    where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
+    for override in overrides:
+        _apply(document, override)
+    _expand(document)
+    problems = list(_not_json(document, ""))
+    if not problems:
+        try:  # as JSON: lists may become tuples and integers floats, and nothing else is converted
+            return Recipe.model_validate_json(json.dumps(document), strict=True)
+        except ValidationError as error:
+            problems = _problems(error, document)
+    raise ConfigMismatch(f"The recipe {where} does not fit:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    """Set one `table.key=value` in the document, making tables that are absent."""
+    place, equals, text = override.partition("=")
+    keys = re.sub(r"\[(\d+)\]", r".\1", place.strip()).split(".")
+    if not equals or not all(keys):
+        raise ConfigMismatch(f"The override {override!r} is not of the form table.key=value, as in train.batch_size=8")
+    node: Any = document
+    for key in keys[:-1]:
+        node = _element(node, key, override) if isinstance(node, list) else node.setdefault(key, {})
+        if not isinstance(node, dict | list):
+            raise ConfigMismatch(f"The override {override!r} takes {key} for a table, but it is {_shown(node)}")
+    if isinstance(node, list):
+        raise ConfigMismatch(f"The override {override!r} sets one element; give the whole list: {keys[-2]}=[1, 2]")
+    node[keys[-1]] = _value(text)
+    if keys[0] == "train" and keys[-1] in ("steps", "minutes"):
+        node.pop("minutes" if keys[-1] == "steps" else "steps", None)
+
+
+def _element(tables: list[Any], key: str, override: str) -> Any:
+    """The table of that number or of that name."""
+    names = [str(table.get("name")) if isinstance(table, dict) else "" for table in tables]
+    if key.isdecimal() and int(key) < len(tables):
+        return tables[int(key)]
+    if key in names:
+        return tables[names.index(key)]
+    raise ConfigMismatch(f"The override {override!r} names {key!r}; expected 0 to {len(tables) - 1} or one of {names}")
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is a bare word, so that a shell needs no second pair of quotes."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except ValueError:
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()
+
+
+def _expand(document: dict[str, Any]) -> None:
+    """Write out the two short forms: `train.steps` for every stage, and `motion.dim` as a nested table."""
+    train, model = document.get("train"), document.get("model")
+    stages = train.get("stages") if isinstance(train, dict) else None
+    if isinstance(stages, list):
+        length = {key: train.pop(key) for key in ("steps", "minutes") if key in train}
+        for stage in stages if length else ():
+            if isinstance(stage, dict):
+                stage.pop("steps", None)
+                stage.pop("minutes", None)
+                stage.update(length)
+    if isinstance(model, dict) and isinstance(model.get("overrides"), dict):
+        model["overrides"] = dict(_flat(model["overrides"], ""))
+
+
+def _flat(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _not_json(node: Any, place: str) -> Iterator[str]:
+    """TOML has dates, times, nan and inf, which no field takes."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _not_json(value, f"{place}.{key}" if place else key)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _not_json(value, f"{place}[{index}]")
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield f"{place}: got {node}, expected a finite number"
+    elif not isinstance(node, str | int | float | bool):
+        yield f"{place}: got {node}, expected text or a number, not a date or time"
+
+
+def _problems(error: ValidationError, document: dict[str, Any]) -> list[str]:
+    """One line for each field that does not fit; a field that may be of several kinds is named once."""
+    lines: dict[str, str] = {}
+    for entry in error.errors(include_url=False):
+        place = _place(entry["loc"], document, keep_last=entry["type"] == "missing")
+        if entry["type"] == "missing":
+            lines[place] = f"{place} is missing"
+        elif entry["type"] == "extra_forbidden":
+            lines[place] = f"{place} is no key of a recipe. {_suggestion(entry['loc'])}"
+        elif place in lines:
+            lines[place] += f" or {_expected(entry)}"
+        else:
+            lines[place] = f"{place}: got {_shown(entry['input'])}, expected {_expected(entry)}"
+    return list(lines.values())
+
+
+def _place(loc: tuple[str | int, ...], document: Any, keep_last: bool) -> str:
+    """`train.stages[0].name`; what pydantic adds for the members of a union is not in the file and is left out."""
+    place, node = "", document
+    for item in loc:
+        if isinstance(item, int):
+            place += f"[{item}]"
+            node = node[item] if isinstance(node, list) and item < len(node) else None
+        elif isinstance(node, dict) and item in node:
+            place += f".{item}"
+            node = node[item]
+    if keep_last and isinstance(loc[-1], str):
+        place += f".{loc[-1]}"
+    return place.lstrip(".")
+
+
+def _expected(entry: Any) -> str:
+    if entry["type"].startswith("union_tag"):
+        return "a key kind of 'discrete' or 'continuous'"
+    message = (
+        entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace("an object", "a table")
+    )
+    return message[0].lower() + message[1:]
+
+
+def _suggestion(loc: tuple[str | int, ...]) -> str:
+    known = _known(loc[:-1])
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+
+
+def _known(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys that the table at `loc` may have."""
+    models = [Recipe]
+    for item in (item for item in loc if isinstance(item, str)):
+        inner = [model.model_fields[item].annotation for model in models if item in model.model_fields]
+        if inner:
+            models = [found for annotation in inner for found in _models_in(annotation)]
+        else:  # pydantic's tag of a union's member
+            models = [model for model in models if model.model_fields["kind"].default == item]
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if get_args(annotation):
+        return [found for inner in get_args(annotation) for found in _models_in(inner)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,85 @@
+"""Open-loop dreams of many clips at once: real frames as context, then actions only.
+
+Shapes: B clips, C context frames, T steps, P players, A action numbers.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lwm_env.noise import episode_key, gumbel
+from lwm_env.spec import WorldSpec
+from lwm_training.held_out import Progress
+
+
+class Dreamer(Protocol):
+    """What is needed of a world model."""
+
+    spec: WorldSpec
+    tokenizer: Any  # encode, quantize, decode
+    reward_values: Tensor  # lies on the model's device
+    noise_dim: int
+
+    def start(self, frames: Tensor, actions: Tensor) -> dict[str, Tensor]: ...
+
+    def step(self, state: dict[str, Tensor], action: Tensor, noise: Tensor | None, temperature: float) -> tuple: ...
+
+
+@dataclass(frozen=True)
+class Dream:
+    """On the CPU: frames {step from 1: uint8 (B, H, W, 3)}, rewards (B, T, P), end_probs and surprise (B, T)."""
+
+    frames: dict[int, Tensor]
+    rewards: Tensor
+    end_probs: Tensor
+    surprise: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Clip i of a rollout gets the numbers of episode `first_clip` + i."""
+
+    temperature: float = 0.0
+    seed: int = 0
+    first_clip: int = 0
+
+
+@torch.inference_mode()
+def roll(
+    model: Dreamer, frames: Tensor, actions: Tensor, kept: Collection[int], sampling: Sampling, progress: Progress
+) -> Dream:
+    """Dream on from real frames.
+
+    Args:
+        frames: uint8 (B, C, H, W, 3), the context.
+        actions: (B, C - 1 + T, P) or (B, C - 1 + T, P, A); the first C - 1 led through the context.
+        kept: the steps, from 1, whose frames are returned.
+        progress: called with B after every step.
+    """
+    device, context = model.reward_values.device, frames.shape[1]
+    frames, actions = frames.to(device), actions.to(device)
+    state = model.start(frames, actions[:, : context - 1])
+    numbers = range(sampling.first_clip, sampling.first_clip + len(frames))
+    keys = torch.tensor([episode_key(sampling.seed, number) for number in numbers], device=device)
+    pictures, outputs = {}, []
+    for step, action in enumerate(actions[:, context - 1 :].unbind(1)):
+        noise = gumbel(keys, torch.full_like(keys, step), model.noise_dim) if sampling.temperature > 0 else None
+        state, out = model.step(state, action, noise, sampling.temperature)
+        if step + 1 in kept:
+            pictures[step + 1] = out.frame.cpu()
+        outputs.append((out.reward, out.terminated_prob, out.surprise))
+        progress(len(frames))
+    return Dream(pictures, *(torch.stack(column, 1).float().cpu() for column in zip(*outputs, strict=True)))
+
+
+@torch.inference_mode()
+def reconstruct(model: Dreamer, frames: Tensor) -> Tensor:
+    """Frames (B, H, W, 3) through the tokens and back, without anything else to look at."""
+    from lwm_env.tokenizer import to_frames, to_pixels
+
+    pixels = to_pixels(frames.to(model.reward_values.device))
+    tokenizer = model.tokenizer
+    return to_frames(tokenizer.decode(tokenizer.quantize(tokenizer.encode(pixels)))).cpu()

@@ -1,0 +1,104 @@
+"""Real play made while training: no disk, and the batch of a step depends on (seed, step) alone.
+
+A shard is `num_envs` copies of the game played for `shard_steps` steps; consecutive steps draw their clips from one
+shard, so a resumed run plays that shard again and goes on as if it had never stopped.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwm_env.spec import WorldSpec
+from lwm_training.clips import Clips
+from lwm_training.policies import Players, parse_policy
+from lwm_training.recipe import Data
+from lwm_training.sources import open_spec_source
+
+if TYPE_CHECKING:
+    from lwm_training.episodes import EpisodeStore
+
+STEPS_PER_SHARD = 200
+
+
+class Shard:
+    """Some copies' play: observations (N, T + 1, H, W, 3) and what led from one to the next (N, T, ...)."""
+
+    def __init__(self, spec: WorldSpec, data: Data, seed: int, split: str) -> None:
+        source = open_spec_source(spec, data.num_envs, seed, split)
+        players = Players(
+            action_space=spec.action_space(),
+            num_envs=data.num_envs,
+            num_players=len(spec.players),
+            seed=seed,
+            weights=getattr(spec.actions, "sticky_weights", ()),
+        )
+        policy = parse_policy(data.policy, players)
+        frames, restarted = source.reset(), np.zeros(data.num_envs, bool)
+        observations, actions, rewards, terminations, restarts = [frames], [], [], [], []
+        for _ in range(data.shard_steps):
+            action = policy.act(frames, restarted)
+            step = source.step(action)
+            restarts.append(restarted)  # the step after an end shows the next episode's first frame
+            frames, restarted = step.observations, step.terminations | step.truncations
+            observations.append(frames)
+            actions.append(action)
+            rewards.append(step.rewards)
+            terminations.append(step.terminations)
+        source.close()
+        self.observations, self.actions, self.rewards, self.terminations = (
+            np.stack(parts, 1) for parts in (observations, actions, rewards, terminations)
+        )
+        episode = np.stack(restarts, 1).cumsum(1)
+        self.episode = np.concatenate([np.zeros((data.num_envs, 1), int), episode], 1)  # of every frame
+
+    def clips(self, rng: np.random.Generator, batch: int, length: int, min_steps: int) -> Clips:
+        """`batch` stretches of `length` steps, of which the first `min_steps` stay in one episode."""
+        starts = self.actions.shape[1] - length + 1
+        first, last = self.episode[:, :starts], self.episode[:, min_steps:][:, :starts]
+        rows, columns = np.nonzero(first == last)
+        chosen = rng.integers(len(rows), size=batch)
+        row, column = rows[chosen][:, None], columns[chosen][:, None]
+        steps, frames = column + np.arange(length), column + np.arange(length + 1)
+        return Clips(
+            observations=self.observations[row, frames],
+            actions=self.actions[row, steps],
+            rewards=self.rewards[row, steps],
+            terminations=self.terminations[row, steps],
+            valid=self.episode[row, frames[:, 1:]] == self.episode[row, frames[:, :1]],
+        )
+
+
+class Stream:
+    """Clips of play that is made on the way."""
+
+    def __init__(self, spec: WorldSpec, data: Data, seed: int, split: str = "train") -> None:
+        self.spec, self.data, self.seed, self.split = spec, data, seed, split
+        self._number: int | None = None
+        self._shard: Shard | None = None
+
+    def clips(self, step: int, batch: int, length: int, min_steps: int = 0) -> Clips:
+        """The batch of a training step."""
+        number = step // STEPS_PER_SHARD
+        if number != self._number or self._shard is None:
+            seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 2)
+            self._shard, self._number = Shard(self.spec, self.data, seed, self.split), number
+        return self._shard.clips(np.random.default_rng([self.seed, step]), batch, length, min_steps)
+
+
+class Stored:
+    """Clips of an episode store, drawn by (seed, step)."""
+
+    def __init__(self, store: "EpisodeStore", seed: int) -> None:
+        self.store, self.seed = store, seed
+
+    def clips(self, step: int, batch: int, length: int, min_steps: int = 0) -> Clips:
+        return self.store.clips(np.random.default_rng([self.seed, step]), batch, length, max(1, min_steps))
+
+
+def open_data(spec: WorldSpec, data: Data, seed: int) -> Stream | Stored:
+    """What the recipe's `[data]` names."""
+    if data.kind == "stream":
+        return Stream(spec, data, seed)
+    from lwm_training.episodes import EpisodeStore
+
+    return Stored(EpisodeStore(str(data.path)), seed)

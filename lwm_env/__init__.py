@@ -7,10 +7,22 @@ import json
 import warnings
 from pathlib import Path
 
+from typing import TYPE_CHECKING, Any
+
 import gymnasium as gym
 
+if TYPE_CHECKING:
+    from lwm_env.envs.parallel_env import LwmParallelEnv
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["__version__", "parallel_env"]
+
+
+def parallel_env(world: str, **options: Any) -> "LwmParallelEnv":
+    """One shared world with an action a player, as a PettingZoo ParallelEnv; `options` as `LwmParallelEnv` takes them."""
+    from lwm_env.envs.parallel_env import LwmParallelEnv
+
+    return LwmParallelEnv(world, **options)
 
 
 def _register_shipped_worlds() -> None:

@@ -1,7 +1,7 @@
 """The last frames and the action to the moved picture: games scroll, so move pixels before drawing any.
 
-An hourglass reads the last K frames, estimates M motions of the whole picture, and composes by soft masks: M moved
-copies of the last frame (the first filled up from the canvas beyond its edge), the last frame itself, and new pixels.
+An hourglass reads the last K frames, estimates the motion of the camera, and composes by soft masks: the canvas moved
+by it (the last frame, and what was seen beyond its edges), the last frame where it was, and new pixels.
 
 Shapes: B worlds, K context frames, H x W pixels, h x w cells, C channels.
 """
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention
-from lwm_env.memory import inside, read_shifted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,8 @@ class MotionConfig:
     bottleneck_dim: int = 160
     bottleneck_blocks: int = 3
     attention_blocks: int = 0  # spatial attention between the bottleneck's convolutions
-    num_motions: int = 1
     max_motion: float = 12.0  # pixels a step
+    carry_dim: int = 32  # numbers kept from step to step: speeds, fractions of a pixel
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -45,54 +44,47 @@ class Motion(nn.Module):
         self.recent = nn.Conv2d(2 * pixels, dim, 3, padding=1)
         self.older = Pointwise(4 * pixels * self.num_older, wide) if self.num_older > 0 else None
         self.down = Pointwise(4 * dim, wide)
-        self.condition = nn.Sequential(nn.Linear(action_dim + 2, wide), nn.SiLU())
+        self.condition = nn.Sequential(nn.Linear(action_dim + 2 + config.carry_dim, wide), nn.SiLU())
         self.films = nn.ModuleList([nn.Linear(wide, 2 * wide) for _ in range(config.bottleneck_blocks)])
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         cells = (frame_size[0] // patch // 2) * (frame_size[1] // patch // 2)
         self.gather = Pointwise(wide, 24)
         self.motions = nn.Sequential(
-            nn.Linear(24 * cells + wide, 128), nn.SiLU(), nn.Linear(128, 2 * config.num_motions)
+            nn.Linear(24 * cells + wide, 128), nn.SiLU(), nn.Linear(128, 2 + config.carry_dim)
         )
         self.up = Pointwise(wide, 4 * dim)
         self.merge = Pointwise(2 * dim + pixels + patch**2, dim)
         self.refine = ConvBlock(dim)
-        self.layers = Pointwise(dim, (config.num_motions + 2 + 3) * patch**2)
+        self.layers = Pointwise(dim, (3 + 3) * patch**2)
         for linear in [*self.films, self.motions[-1]]:
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def estimate(self, frames: Tensor, action: Tensor, last_motion: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames (B, K, 3, H, W), embedded action (B, A), the motion before (B, 2)
-        -> features (B, 2C, h, w) and motions (B, M, 2) in pixels."""
+    def estimate(self, frames: Tensor, action: Tensor, motion: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames (B, K, 3, H, W), embedded action (B, A), the motion before (B, 2) and what was carried (B, carry_dim)
+        -> features (B, 2C, h, w), motion (B, 2) in pixels, and what to carry on."""
         recent = self.recent(F.pixel_unshuffle(frames[:, -2:].flatten(1, 2), self.patch))
         x = self.down(F.pixel_unshuffle(F.silu(recent), 2))
         if self.older is not None:
             x = x + self.older(F.pixel_unshuffle(frames[:, : self.num_older].flatten(1, 2), 2 * self.patch))
-        condition = self.condition(torch.cat([action, last_motion / 4], 1))
+        condition = self.condition(torch.cat([action, motion / 4, carry], 1))
         for index, (block, film) in enumerate(zip(self.blocks, self.films, strict=True)):
             x = block(x, film(condition))
             if index < len(self.attention):
                 x = self.attention[index](x)
         summary = torch.cat([self.gather(x).flatten(1), condition], 1)
-        motions = self.motions(summary).view(-1, self.config.num_motions, 2)
         limit = self.config.max_motion
+        motion, carry = self.motions(summary).split([2, self.config.carry_dim], dim=1)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
-        return features, limit * torch.tanh(motions * (4 / limit))
+        return features, limit * torch.tanh(motion * (4 / limit)), torch.tanh(carry)
 
-    def compose(
-        self, features: Tensor, motions: Tensor, last: Tensor, remembered: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Last picture (B, 3, H, W) and what the canvas knows of the next view (colours, known)
+    def compose(self, features: Tensor, last: Tensor, colours: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, the last picture (B, 3, H, W), and the canvas's view after the motion (colours, known)
         -> the moved picture (B, 3, H, W) and refined features (B, C, h, w)."""
-        copies = [read_shifted(last, motions[:, i], (0, 0), self.frame_size) for i in range(self.config.num_motions)]
-        covered = inside(motions[:, 0], self.frame_size)
-        colours, known = remembered
-        copies[0] = covered * copies[0] + (1 - covered) * (known * colours + (1 - known) * copies[0])
-        known = covered + (1 - covered) * known
-        seen = [F.pixel_unshuffle(copies[0], self.patch), F.pixel_unshuffle(known, self.patch)]
+        seen = [F.pixel_unshuffle(colours, self.patch), F.pixel_unshuffle(known, self.patch)]
         features = self.refine(self.merge(torch.cat([features, *seen], 1)))
         layers = F.pixel_shuffle(self.layers(F.silu(features)), self.patch)
-        masks, drawn = layers.split([self.config.num_motions + 2, 3], dim=1)
-        sources = torch.stack([*copies, last, torch.tanh(drawn)], 1)
+        masks, drawn = layers.split([3, 3], dim=1)
+        sources = torch.stack([colours, last, torch.tanh(drawn)], 1)
         return (masks.softmax(1)[:, :, None] * sources).sum(1), features

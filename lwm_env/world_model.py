@@ -32,18 +32,23 @@ WEIGHTS, PROMPTS = "model.safetensors", "prompts.safetensors"
 
 
 class Belief(NamedTuple):
-    """Frames (B, K, 3, H, W) in [-1, 1], the canvas and its fractional offset, and the last motion (B, 2)."""
+    """Frames (B, K, 3, H, W) in [-1, 1], the canvas and its fractional offset (B, 2), the last motion (B, 2), and what
+    the motion model carries from step to step (B, carry_dim)."""
 
     frames: Tensor
     canvas: Tensor
     offset: Tensor
     motion: Tensor
+    carry: Tensor
 
 
 class Proposal(NamedTuple):
     """The next state before it is drawn."""
 
     motion: Tensor  # (B, 2) of the camera, pixels
+    canvas: Tensor  # moved, and the fraction of a pixel left over
+    offset: Tensor
+    carry: Tensor  # (B, carry_dim)
     moved: Tensor  # (B, 3, H, W)
     moved_latent: Tensor  # (B, D, h, w)
     logits: Tensor  # (B, D, L, h, w)
@@ -112,36 +117,35 @@ class WorldModel(nn.Module):
 
     def believe(self, picture: Tensor) -> Belief:
         """The belief after one picture (B, 3, H, W) and nothing before it."""
-        batch = len(picture)
-        still = picture.new_zeros(batch, 2)
-        canvas = self.canvas.write(self.canvas.blank(batch, picture.device).to(picture.dtype), still, picture)
+        still = picture.new_zeros(len(picture), 2)
+        canvas = self.canvas.write(self.canvas.blank(len(picture), picture.device), picture)
         frames = picture[:, None].expand(-1, self.config.motion.context_frames, -1, -1, -1)
-        return Belief(frames, canvas, still, still)
+        return Belief(frames, canvas, still, still, picture.new_zeros(len(picture), self.config.motion.carry_dim))
 
-    def commit(self, belief: Belief, motion: Tensor, picture: Tensor) -> Belief:
-        """The belief once the next picture is drawn (or seen). The canvas carries no gradient."""
-        with torch.no_grad():
-            canvas, offset = self.canvas.move(belief.canvas, belief.offset, motion)
-            canvas = self.canvas.write(canvas, offset, picture)
-        return Belief(torch.cat([belief.frames[:, 1:], picture[:, None]], 1), canvas, offset, motion)
+    def commit(self, belief: Belief, proposal: Proposal, picture: Tensor) -> Belief:
+        """The belief once the next picture is drawn. Gradients flow on through motion and carry, not the picture."""
+        picture = picture.detach()
+        canvas = self.canvas.write(proposal.canvas, picture)
+        frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
+        return Belief(frames, canvas, proposal.offset, proposal.motion, proposal.carry)
 
+    @torch.no_grad()
     def observe(self, belief: Belief, action: Tensor, picture: Tensor) -> Belief:
         """Go on from a real frame instead of a drawn one."""
-        _, motions = self.motion.estimate(belief.frames, self.embed(action), belief.motion)
-        return self.commit(belief, motions[:, 0], picture)
+        _, motion, carry = self.motion.estimate(belief.frames, self.embed(action), belief.motion, belief.carry)
+        canvas, offset = self.canvas.move(belief.canvas, belief.offset, motion)
+        frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
+        return Belief(frames, self.canvas.write(canvas, picture), offset, motion, carry)
 
-    def propose(self, belief: Belief, action: Tensor, through_motion: bool = True) -> Proposal:
-        """Everything about the next step that is known before sampling.
-
-        Without `through_motion` no gradient flows from the moved picture into the motions.
-        """
-        features, motions = self.motion.estimate(belief.frames, self.embed(action), belief.motion)
-        carried = motions if through_motion else motions.detach()
-        remembered = self.canvas.read(belief.canvas, belief.offset, carried[:, 0])
-        moved, features = self.motion.compose(features, carried, belief.frames[:, -1], remembered)
+    def propose(self, belief: Belief, action: Tensor) -> Proposal:
+        """Everything about the next step that is known before sampling."""
+        features, motion, carry = self.motion.estimate(belief.frames, self.embed(action), belief.motion, belief.carry)
+        with torch.no_grad():  # whole pixels: the motion learns from registration, not from the picture
+            canvas, offset = self.canvas.move(belief.canvas, belief.offset, motion)
+        moved, features = self.motion.compose(features, belief.frames[:, -1], *self.canvas.view(canvas))
         moved_latent = self.tokenizer.encode(moved)
         logits, hidden = self.dynamics(features, moved_latent)
-        return Proposal(motions[:, 0], moved, moved_latent, logits, hidden)
+        return Proposal(motion, canvas, offset, carry, moved, moved_latent, logits, hidden)
 
     def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
         """Token indices (B, D, h, w): the likeliest, or drawn by Gumbel noise (B, noise_dim) at a temperature."""
@@ -184,7 +188,7 @@ class WorldModel(nn.Module):
             terminated_prob=torch.sigmoid(end_logit),
             surprise=-(log_probs.exp() * log_probs).sum(2).mean((1, 2, 3)),
         )
-        return self._pack(self.commit(belief, proposal.motion, to_pixels(frame))), output
+        return self._pack(self.commit(belief, proposal, to_pixels(frame))), output
 
     def _pack(self, belief: Belief) -> State:
         colours, known = belief.canvas.split([3, 1], 1)
@@ -194,12 +198,13 @@ class WorldModel(nn.Module):
             "canvas": canvas.round().to(torch.uint8),
             "offset": belief.offset.clone(),
             "motion": belief.motion.clone(),
+            "carry": belief.carry.clone(),
         }
 
     def _unpack(self, state: State) -> Belief:
         colours, known = state["canvas"].float().split([3, 1], 1)
         canvas = torch.cat([colours / 127.5 - 1, known / 255], 1)
-        return Belief(to_pixels(state["frames"]), canvas, state["offset"], state["motion"])
+        return Belief(to_pixels(state["frames"]), canvas, state["offset"], state["motion"], state["carry"])
 
     # -- on disk -----------------------------------------------------------------------------------------------------
 

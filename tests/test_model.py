@@ -9,13 +9,6 @@ from lwm_env.spec import ContinuousActions, DiscreteActions, RealSource, WorldSp
 from lwm_env.tokenizer import Tokenizer, TokenizerConfig, to_frames, to_pixels
 from lwm_env.world_model import WorldModel
 
-TINY = {
-    "tokenizer.encoder_dim": 8, "tokenizer.decoder_dim": 8, "tokenizer.encoder_blocks": 1, "tokenizer.decoder_blocks": 1,
-    "tokenizer.fine_dim": 8, "motion.dim": 8, "motion.bottleneck_dim": 16, "motion.bottleneck_blocks": 1,
-    "dynamics.dim": 8, "dynamics.blocks": 1, "dynamics.event_dim": 8, "frame_size": (16, 16), "margin": 8,
-}  # fmt: skip
-
-
 def make_spec(frame_size=(16, 16), players=("player_0",), continuous=False) -> WorldSpec:
     discrete = DiscreteActions(meanings=("NOOP", "LEFT", "RIGHT"), source_actions=(0, 1, 2))
     box = ContinuousActions(meanings=("STEER", "GAS"), low=(-1, 0), high=(1, 1))
@@ -26,9 +19,9 @@ def make_spec(frame_size=(16, 16), players=("player_0",), continuous=False) -> W
 
 
 @pytest.fixture(scope="module")
-def model() -> WorldModel:
+def model(tiny_config) -> WorldModel:
     torch.manual_seed(0)
-    return WorldModel(ModelConfig().override(TINY), make_spec()).eval()
+    return WorldModel(tiny_config, make_spec()).eval()
 
 
 def prompt(batch: int, length: int = 3, size=(16, 16)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,12 +104,12 @@ def test_noise_changes_nothing_at_temperature_zero_and_something_at_one(model):
     assert torch.equal(plain, cold) and not torch.equal(plain, warm)
 
 
-def test_joint_and_continuous_actions_reach_the_model():
+def test_joint_and_continuous_actions_reach_the_model(tiny_config):
     for spec, action in (
         (make_spec(players=("a", "b")), torch.tensor([[0, 2]])),
         (make_spec(continuous=True), torch.tensor([[[0.5, 0.1]]])),
     ):
-        model = WorldModel(ModelConfig().override(TINY), spec).eval()
+        model = WorldModel(tiny_config, spec).eval()
         frames = prompt(1, 1)[0]
         _, out = model.step(model.start(frames, action[:, None][:, :0]), action)
 

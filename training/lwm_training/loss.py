@@ -14,6 +14,7 @@ from lwm_env.tokenizer import Tokenizer, to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
 from lwm_training.registration import global_motion
 
+REACH = 8  # pixels that registration searches
 SURE = 0.7  # confidence of a registration above which it is believed
 REPLAYED_FROM = 4  # unrolls of at least so many steps start from replayed frames
 
@@ -25,14 +26,12 @@ class LossWeights:
     codec: float = 4.0
     edges: float = 2.0  # on differences of neighbouring pixels, beside every picture loss
     moved: float = 4.0
-    motion: float = 0.3  # distance in pixels from the motion found by registration, where it is sure
+    motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
     tokens: float = 0.25
     drawn: float = 4.0
     reward: float = 0.1
     end: float = 0.1
     true_tokens: float = 0.3  # share of clips that are drawn from the true tokens instead of predicted ones
-    through_motion: float = 0.0  # 1: pictures teach the motion too; 0: registration alone does
-    through_time: float = 1.0  # 1: gradients flow from a frame to the frames drawn before it; 0: they do not
 
     @classmethod
     def from_recipe(cls, changes: dict[str, float]) -> "LossWeights":
@@ -108,7 +107,7 @@ def context_belief(model: WorldModel, batch: Batch, context: int, replay: bool =
         kept = min(context, belief.frames.shape[1])
         frames = torch.cat([belief.frames[:, kept:], batch.pixels[:, context - kept : context]], 1)
         if context > 1:
-            motion, confidence = global_motion(batch.pixels[:, context - 2], batch.pixels[:, context - 1])
+            motion, confidence = registered_motion(batch.pixels[:, context - 2], batch.pixels[:, context - 1])
             belief = belief._replace(motion=motion * (confidence > SURE)[:, None])
         return belief._replace(frames=frames)
 
@@ -125,8 +124,8 @@ def step_errors(model: WorldModel, proposal: Proposal, batch: Batch, t: int, wei
     reward_logits, end_logit = model.events(proposal.hidden, proposal.moved_latent, latent)
     tokens = F.cross_entropy(proposal.logits.transpose(1, 2), tokenizer.indices(true_latent), reduction="none")
     rewards = F.cross_entropy(reward_logits.flatten(0, 1), batch.rewards[:, t].flatten(), reduction="none")
-    motion, confidence = global_motion(batch.pixels[:, t], target)
-    distance = (proposal.motion - motion).abs().sum(1).clamp(max=8)
+    motion, confidence = registered_motion(batch.pixels[:, t], target)
+    distance = motion_distance(proposal.motion, motion)
     losses = {
         "motion": mean_valid(distance * (confidence > SURE), valid),
         "moved": mean_valid(picture_error(proposal.moved, target, weights.edges), valid),
@@ -138,28 +137,40 @@ def step_errors(model: WorldModel, proposal: Proposal, batch: Batch, t: int, wei
     return losses, drawn
 
 
+def registered_motion(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's motion and confidence, in float32 also where the model computes in bfloat16: registration
+    subtracts large sums of squares. Small pictures are searched less far, so that something is left to compare."""
+    with torch.autocast(before.device.type, enabled=False):
+        return global_motion(before.float(), after.float(), reach=min(REACH, min(before.shape[-2:]) // 4))
+
+
+def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
+    """Quadratic up to 2 pixels, since registered motions are rounded; linear, then flat, since some are wrong: (B,)."""
+    return F.smooth_l1_loss(estimated, registered, reduction="none", beta=2.0).clamp(max=10).sum(1)
+
+
 def motion_errors(model: WorldModel, batch: Batch, context: int) -> dict[str, Tensor]:
     """Distance in pixels between the estimated and the registered motion after `context` real frames."""
     belief = context_belief(model, batch, context, replay=False)
-    motion, confidence = global_motion(batch.pixels[:, context - 1], batch.pixels[:, context])
-    _, motions = model.motion.estimate(belief.frames, model.embed(batch.actions[:, context - 1]), belief.motion)
-    distance = (motions[:, 0] - motion).abs().sum(1).clamp(max=8) * (confidence > SURE)
+    motion, confidence = registered_motion(batch.pixels[:, context - 1], batch.pixels[:, context])
+    action = model.embed(batch.actions[:, context - 1])
+    _, estimated, _ = model.motion.estimate(belief.frames, action, belief.motion, belief.carry)
+    distance = motion_distance(estimated, motion) * (confidence > SURE)
     return {"motion": mean_valid(distance, batch.valid[:, context - 1])}
 
 
 def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWeights, generator: torch.Generator):
-    """Losses of an unroll on the model's own frames, averaged over the steps after `context` frames: dict of scalars."""
+    """Losses of an unroll on the model's own frames, the mean over the steps after `context` frames."""
     steps = range(context - 1, batch.actions.shape[1])
     belief = context_belief(model, batch, context, replay=len(steps) >= REPLAYED_FROM)
     totals: dict[str, Tensor] = {}
     for t in steps:
-        proposal = model.propose(belief, batch.actions[:, t], through_motion=bool(weights.through_motion))
+        proposal = model.propose(belief, batch.actions[:, t])
         draw = torch.rand(len(batch.pixels), generator=generator) < weights.true_tokens
         losses, drawn = step_errors(model, proposal, batch, t, weights, draw.to(batch.pixels.device))
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value / len(steps)
-        drawn = drawn.clamp(-1, 1)
-        belief = model.commit(belief, proposal.motion, drawn if weights.through_time else drawn.detach())
+        belief = model.commit(belief, proposal, drawn.clamp(-1, 1))
     some = batch.pixels[: -(-len(batch.pixels) // 4), 0]  # a quarter of the clips
     totals["codec"] = codec_error(model.tokenizer, some, weights.edges).mean()
     return totals

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from lwm_env.errors import ConfigMismatch
 from lwm_env.spec import WorldSpec
 from lwm_env.world_model import Prompts
 from lwm_training.clips import Clips
@@ -19,6 +20,11 @@ def prompt_bank(spec: WorldSpec, data: Data, seed: int) -> Prompts:
 
 
 def choose(clips: Clips) -> Prompts:
-    """The first prompts in which nothing ends."""
+    """The first prompts in which nothing ends; ConfigMismatch if there is none."""
     usable = np.flatnonzero(clips.valid.all(1) & ~clips.terminations.any(1))[:NUM_PROMPTS]
+    if not len(usable):
+        raise ConfigMismatch(
+            f"of {len(clips.valid)} stretches of {clips.valid.shape[1]} steps not one is free of an episode's end, so "
+            f"the world would have nothing to start from. Let the policy play longer episodes (data.policy)."
+        )
     return Prompts(torch.from_numpy(clips.observations[usable]), torch.from_numpy(clips.actions[usable]))

@@ -4,10 +4,12 @@ A shard is `num_envs` copies of the game played for `shard_steps` steps; consecu
 shard, so a resumed run plays that shard again and goes on as if it had never stopped.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwm_env.errors import ConfigMismatch
 from lwm_env.spec import WorldSpec
 from lwm_training.clips import Clips
 from lwm_training.policies import Players, parse_policy
@@ -24,7 +26,7 @@ class Shard:
     """Some copies' play: observations (N, T + 1, H, W, 3) and what led from one to the next (N, T, ...)."""
 
     def __init__(self, spec: WorldSpec, data: Data, seed: int, split: str) -> None:
-        source = open_spec_source(spec, data.num_envs, seed, split)
+        source = open_spec_source(spec, data.num_envs, seed, split, num_threads=min(data.num_envs, os.cpu_count() or 1))
         players = Players(
             action_space=spec.action_space(),
             num_envs=data.num_envs,
@@ -53,9 +55,14 @@ class Shard:
 
     def clips(self, rng: np.random.Generator, batch: int, length: int, min_steps: int) -> Clips:
         """`batch` stretches of `length` steps, of which the first `min_steps` stay in one episode."""
-        starts = self.actions.shape[1] - length + 1
+        starts = max(0, self.actions.shape[1] - length + 1)
         first, last = self.episode[:, :starts], self.episode[:, min_steps:][:, :starts]
         rows, columns = np.nonzero(first == last)
+        if not len(rows):
+            raise ConfigMismatch(
+                f"in {self.actions.shape[1]} steps of play no clip of {length} steps has its first {min_steps} in one "
+                f"episode. Set data.shard_steps higher, or the stage's context lower."
+            )
         chosen = rng.integers(len(rows), size=batch)
         row, column = rows[chosen][:, None], columns[chosen][:, None]
         steps, frames = column + np.arange(length), column + np.arange(length + 1)

@@ -1,8 +1,7 @@
-"""From a recipe to a world: stage by stage, resumable, on a CPU or on as many devices as accelerate was launched with."""
+"""From a recipe to a world: stage by stage, resumable, on a CPU or on as many devices as accelerate started."""
 
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,36 +10,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor, nn
+from torch import Tensor
 
+from lwm_env.errors import ConfigMismatch, StorageError
 from lwm_env.presets import PRESETS
 from lwm_env.world_model import WorldModel
-from lwm_training.checkpoint import flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
+from lwm_training.checkpoint import Checkpoint, flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
 from lwm_training.guard import LossGuard, Verdict
-from lwm_training.loss import LossWeights, as_batch, codec_error, motion_errors, total_error, unroll_errors
+from lwm_training.loss import LossWeights, as_batch, total_error
 from lwm_training.recipe import Recipe, Stage
+from lwm_training.stages import Objective, check_recipe, learning_rate, trained_parameters
 from lwm_training.stream import open_data
 from lwm_training.train_log import TrainLog
 
 log = logging.getLogger(__name__)
-DECAY_FROM = 0.5  # share of a stage after which the learning rate falls, to FLOOR of itself
-FLOOR = 0.02
-
-
-class Objective(nn.Module):
-    """The losses of one stage as a module, so that accelerate can spread it over devices."""
-
-    def __init__(self, model: WorldModel, stage: Stage, weights: LossWeights) -> None:
-        super().__init__()
-        self.model, self.stage, self.weights = model, stage, weights
-
-    def forward(self, clips, context: int, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = as_batch(clips, self.model)
-        if self.stage.trains == "tokenizer":
-            return {"codec": codec_error(self.model.tokenizer, batch.pixels.flatten(0, 1), self.weights.edges).mean()}
-        if self.stage.trains == "motion":
-            return motion_errors(self.model, batch, context)
-        return unroll_errors(self.model, batch, context, self.weights, generator)
 
 
 @dataclass
@@ -54,38 +37,11 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # finished stages: name, steps, seconds
 
 
-def trained_parameters(model: WorldModel, stage: Stage) -> list[nn.Parameter]:
-    """The parameters of a stage; the others are frozen."""
-    model.requires_grad_(False)
-    parts = {
-        "tokenizer": [model.tokenizer],
-        "motion": [model.motion],
-        "dynamics": [model],
-        "joint": [model],
-    }[stage.trains]
-    for part in parts:
-        part.requires_grad_(True)
-    if stage.trains == "dynamics":
-        model.tokenizer.encoder.requires_grad_(False)
-    if stage.trains == "motion":  # what composes the picture waits for its own stage
-        for part in (model.motion.merge, model.motion.refine, model.motion.layers, model.motion.up):
-            part.requires_grad_(False)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def learning_rate(stage: Stage, step: int, share: float) -> float:
-    """Rises over the warm-up, holds, then falls along a cosine; `share` of the stage is done."""
-    rise = min(1.0, (step + 1) / max(1, stage.warmup))
-    fall = max(0.0, (share - DECAY_FROM) / (1 - DECAY_FROM))
-    if not stage.decay:
-        return stage.learning_rate * rise
-    return stage.learning_rate * rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))
-
-
 class Run:
     """One training run in a folder: checkpoints, log_book, and at the end the world."""
 
     def __init__(self, recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
+        check_recipe(recipe, accelerator.num_processes)
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.out, self.accelerator = recipe, out, accelerator
         config = PRESETS[recipe.model.preset].override(
@@ -98,48 +54,64 @@ class Run:
 
     # -- state -------------------------------------------------------------------------------------------------------
 
-    def save(self, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, optimizer: torch.optim.Optimizer, log_book: TrainLog) -> None:
         if self.accelerator.is_main_process:
             tensors, facts = flatten_optimizer(optimizer)
             tensors = {**tensors, **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}}
-            facts = {**facts, "progress": vars(self.progress), "guard": self.guard.facts(), "recipe": self.recipe.hash}
+            facts = {**facts, "progress": vars(self.progress), "guard": self.guard.facts(), "log": log_book.facts()}
+            facts["recipe"] = self.recipe.hash
             save_checkpoint(self.checkpoints, self.progress.total_steps, tensors, facts)
         self.accelerator.wait_for_everyone()
 
-    def load(self) -> dict[str, Any] | None:
-        """Take the weights and the place of the last checkpoint; returns what the optimiser needs."""
+    def load(self) -> Checkpoint | None:
+        """Take the weights and the place of the last checkpoint, which is returned for the optimiser's sake."""
         found = load_latest(self.checkpoints)
         if found is None:
             return None
         if found.facts["recipe"] != self.recipe.hash:
             log.warning("%s was written with another recipe; going on with the one given now.", found.path)
-        weights = {name.removeprefix("model."): t for name, t in found.tensors.items() if name.startswith("model.")}
-        self.model.load_state_dict(weights)
+        self._take_weights(found)
         self.progress = Progress(**found.facts["progress"])
-        return {"tensors": found.tensors, "facts": found.facts}
+        return found
+
+    def _take_weights(self, found: Checkpoint) -> None:
+        weights = {name.removeprefix("model."): t for name, t in found.tensors.items() if name.startswith("model.")}
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ConfigMismatch(
+                f"{found.path} holds a model of another shape than the recipe describes. "
+                f"Resume with the recipe that it was made with, or choose another folder. ({error})"
+            ) from error
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def train(self, log_book: TrainLog, resume: bool = True) -> WorldModel:
         """All stages that are not done yet."""
-        found = self.load() if resume else None
+        if not resume and self.checkpoints.exists() and any(self.checkpoints.iterdir()):
+            raise StorageError(
+                f"{self.checkpoints} holds the checkpoints of a run. Leave --no-resume out to go on with it, "
+                f"choose another --out, or remove that folder."
+            )
+        found = self.load()
         if found:
-            self.guard.restore(found["facts"]["guard"])
+            self.guard.restore(found.facts["guard"])
+            log_book.resume(found.facts.get("log", {}), self.progress.total_steps)
         stages = self.recipe.train.stages
         for index in range(self.progress.stage, len(stages)):
             self._stage(stages[index], log_book, found)
             found = None
         return self.model.eval().requires_grad_(False)
 
-    def _stage(self, stage: Stage, log_book: TrainLog, found: dict[str, Any] | None) -> None:
+    def _stage(self, stage: Stage, log_book: TrainLog, found: Checkpoint | None) -> None:
         parameters = trained_parameters(self.model, stage)
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
         if found and self.progress.step:
-            restore_optimizer(optimizer, found["tensors"], found["facts"])
+            restore_optimizer(optimizer, found.tensors, found.facts)
         objective = Objective(self.model, stage, LossWeights.from_recipe(stage.loss))
         objective, optimizer = self.accelerator.prepare(objective, optimizer)
-        saved = started = time.monotonic()
-        before = self.progress.seconds
+        started, before = time.monotonic(), self.progress.seconds
+        saved = before
         bar = log_book.bar(stage, self.progress.step)
         while self._share(stage) < 1:
             losses, verdict = self._step(stage, objective, optimizer, parameters)
@@ -148,17 +120,18 @@ class Run:
             self.progress.seconds = self._agreed(before + time.monotonic() - started)
             frames = stage.unroll * self.recipe.train.batch_size
             place = {"stage": stage.name, "step": self.progress.step, "total_steps": self.progress.total_steps}
+            place["skipped"] = self.guard.skipped
             log_book.step(bar, place, losses, frames, self._share(stage))
-            if time.monotonic() - saved > 60 * self.recipe.train.checkpoint_minutes:
-                self.save(_plain(optimizer))
+            if self.progress.seconds - saved > 60 * self.recipe.train.checkpoint_minutes:  # a clock all agree on
+                self.save(_plain(optimizer), log_book)
                 log_book.frames(self.model, self._some_pictures(), self.progress.total_steps)
-                saved = time.monotonic()
+                saved = self.progress.seconds
         bar.close()
         done = {"name": stage.name, "steps": self.progress.step, "seconds": round(self.progress.seconds, 1)}
         self.progress = Progress(
             self.progress.stage + 1, 0, 0.0, self.progress.total_steps, [*self.progress.history, done]
         )
-        self.save(_plain(optimizer))
+        self.save(_plain(optimizer), log_book)
         self.accelerator.free_memory()
 
     def _share(self, stage: Stage) -> float:
@@ -186,7 +159,7 @@ class Run:
         for group in optimizer.param_groups:
             group["lr"] = scale
         losses = objective(clips.part(rank, world), context, generator)
-        loss = total_error(losses, self._weights(objective))
+        loss = total_error(losses, self.accelerator.unwrap_model(objective).weights)
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(parameters, 1.0)
@@ -204,17 +177,20 @@ class Run:
         generator = torch.Generator().manual_seed(seed * 7919 + step)
         return int(torch.randint(min(2, stage.context), stage.context + 1, (1,), generator=generator))
 
-    def _weights(self, objective) -> LossWeights:
-        return self.accelerator.unwrap_model(objective).weights
-
     def _roll_back(self, optimizer) -> None:
-        """Weights and optimiser of the last checkpoint of this stage; the place in the data stays, so that it differs."""
+        """Weights and optimiser of the last checkpoint of this stage; the place in the data stays, so that it differs.
+
+        The first stage may have none yet; its weights are finite nevertheless, since bad steps are skipped.
+        """
         found = load_latest(self.checkpoints)
         if found is None or found.facts["progress"]["stage"] != self.progress.stage:
             return
-        weights = {name.removeprefix("model."): t for name, t in found.tensors.items() if name.startswith("model.")}
-        self.model.load_state_dict(weights)
-        restore_optimizer(_plain(optimizer), found.tensors, found.facts)
+        log.warning("Too many steps were not finite: back to %s at half the learning rate.", found.path)
+        self._take_weights(found)
+        if found.facts["progress"]["step"]:
+            restore_optimizer(_plain(optimizer), found.tensors, found.facts)
+        else:  # written at the end of the stage before, whose optimiser is of other parameters
+            _plain(optimizer).state.clear()
 
 
 def _plain(optimizer) -> torch.optim.Optimizer:
@@ -224,6 +200,8 @@ def _plain(optimizer) -> torch.optim.Optimizer:
 
 def make_accelerator(device: str) -> Accelerator:
     """bf16 on CUDA, float32 on a CPU, where bf16 is emulated."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigMismatch("no CUDA device is visible to torch. Train with --device cpu, or install torch for CUDA.")
     cuda = device != "cpu" and torch.cuda.is_available()
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no", kwargs_handlers=[unused])

@@ -1,6 +1,7 @@
 """What a training run tells: a progress bar, TensorBoard scalars and frames, and one JSON line per logged step."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from lwm_training.disk import write_whole
 
 if TYPE_CHECKING:
     from lwm_env.world_model import WorldModel
@@ -29,7 +32,8 @@ class TrainLog:
             from torch.utils.tensorboard import SummaryWriter
 
             folder.mkdir(parents=True, exist_ok=True)
-            self._lines = (folder / "log.jsonl").open("a")
+            self._path = folder / "log.jsonl"
+            self._lines = self._path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def __enter__(self) -> "TrainLog":
@@ -40,9 +44,25 @@ class TrainLog:
             self._lines.close()
             self._board.close()
 
+    def facts(self) -> dict[str, float]:
+        """The smoothed losses, for a checkpoint."""
+        return dict(self._smoothed)
+
+    def resume(self, smoothed: dict[str, float], total_steps: int) -> None:
+        """Go on from a checkpoint of `total_steps`: lines that were written after it are dropped."""
+        if not self.enabled:
+            return
+        self._smoothed = dict(smoothed)
+        self._lines.close()
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_whole(self._path, "".join(line for line in lines if _step_of(line) <= total_steps).encode())
+        self._lines = self._path.open("a", encoding="utf-8")
+
     def bar(self, stage: "Stage", done: int) -> tqdm:
         """The progress bar of a stage, in steps or in percent of its minutes."""
-        self._smoothed, self._counted, self._since = {}, 0.0, time.monotonic()
+        if not done:
+            self._smoothed = {}
+        self._counted, self._since = 0.0, time.monotonic()
         hidden = not (self.enabled and sys.stderr.isatty())
         if stage.steps is not None:
             return tqdm(total=stage.steps, initial=done, desc=stage.name, unit="step", disable=hidden)
@@ -53,8 +73,10 @@ class TrainLog:
         """One training step: `place` names the stage and counts the steps, `frames` were learned from."""
         if not self.enabled:
             return
-        for name, value in losses.items():
-            number = float(value)
+        numbers = torch.stack([value.float() for value in losses.values()]).tolist()  # the device waits once
+        for name, number in zip(losses, numbers, strict=True):
+            if not math.isfinite(number):  # the step was skipped; it must not spoil the mean for ever
+                continue
             self._smoothed[name] = SMOOTHING * self._smoothed.get(name, number) + (1 - SMOOTHING) * number
         self._counted += frames
         bar.update(1 if bar.total != 1.0 else max(0.0, share - bar.n))
@@ -76,3 +98,11 @@ class TrainLog:
                 drawn = tokenizer.decode(tokenizer.quantize(tokenizer.encode(pictures))).clamp(-1, 1)
             strip = torch.cat([torch.cat(list(pictures), -1), torch.cat(list(drawn), -1)], -2)
             self._board.add_image("codec", (strip + 1) / 2, step)
+
+
+def _step_of(line: str) -> float:
+    """The run's step of a line; infinity for one that a kill cut short."""
+    try:
+        return json.loads(line)["total_steps"]
+    except ValueError:
+        return math.inf

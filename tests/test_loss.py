@@ -1,0 +1,124 @@
+"""Losses against arithmetic done by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from lwm_env.errors import ConfigMismatch
+from lwm_env.world_model import WorldModel
+from lwm_training.clips import Clips
+from lwm_training.loss import (
+    LossWeights,
+    as_batch,
+    mean_valid,
+    motion_distance,
+    motion_errors,
+    picture_error,
+    registered_motion,
+    total_error,
+    unroll_errors,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config, tiny_spec) -> WorldModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return WorldModel(tiny_config, tiny_spec)
+
+
+def clips(batch: int = 2, steps: int = 4, valid: bool = True) -> Clips:
+    """Noise that scrolls two pixels to the left each step."""
+    random = np.random.default_rng(0)
+    wall = random.integers(0, 256, (batch, 16, 16 + 2 * steps, 3), np.uint8)
+    return Clips(
+        observations=np.stack([wall[:, :, 2 * t : 2 * t + 16] for t in range(steps + 1)], 1),
+        actions=random.integers(0, 3, (batch, steps, 1)),
+        rewards=np.full((batch, steps, 1), 10.0, np.float32),
+        terminations=np.zeros((batch, steps), bool),
+        valid=np.full((batch, steps), valid),
+    )
+
+
+def test_a_picture_that_is_wrong_by_a_constant_has_no_wrong_edges():
+    error = picture_error(torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, 3, 4, 4), edges=2.0)
+
+    assert error.tolist() == [0.5, 0.5]
+
+
+def test_one_wrong_column_counts_by_its_pixels_and_by_its_edges():
+    drawn = torch.zeros(1, 1, 2, 4)
+    drawn[..., 1] = 1.0  # a quarter of the pixels; of 3 differences along a row 2 are wrong, of those down none
+
+    error = picture_error(drawn, torch.zeros(1, 1, 2, 4), edges=3.0)
+
+    assert error.item() == pytest.approx(1 / 4 + 3.0 * (0 + 2 / 3) / 2)
+
+
+def test_what_is_not_valid_does_not_count():
+    values = torch.tensor([[1.0, 3.0], [100.0, 100.0], [4.0, 8.0]])
+
+    assert mean_valid(values, torch.tensor([1.0, 0.0, 1.0])).item() == (2 + 6) / 2
+    assert mean_valid(values, torch.zeros(3)).item() == 0
+
+
+def test_motion_counts_quadratically_up_to_two_pixels_then_linearly_then_no_more():
+    estimated = torch.tensor([[1.0, 0.0], [4.0, 0.0], [50.0, 0.0]])
+
+    distance = motion_distance(estimated, torch.zeros(3, 2))
+
+    assert distance.tolist() == [0.5 * 1**2 / 2, 4 - 0.5 * 2, 10]
+
+
+def test_the_total_is_the_weighted_sum():
+    weights = LossWeights.from_recipe({"codec": 3.0, "end": 0.5})
+
+    assert total_error({"codec": torch.tensor(2.0), "end": torch.tensor(4.0)}, weights).item() == 3 * 2 + 0.5 * 4
+
+
+def test_an_unknown_loss_is_named():
+    with pytest.raises(ConfigMismatch, match="unknown loss weights sharpness; known are codec"):
+        LossWeights.from_recipe({"sharpness": 1.0})
+
+
+def test_rewards_become_indices_of_the_nearest_reward_value(model):
+    given = clips()
+    given.rewards[0, 1] = 0.2
+
+    batch = as_batch(given, model)
+
+    assert batch.rewards[:, :, 0].tolist() == [[1, 0, 1, 1], [1, 1, 1, 1]]
+    assert batch.pixels.min() >= -1 and batch.pixels.max() <= 1
+
+
+def test_clips_without_a_valid_step_teach_no_step(model):
+    batch = as_batch(clips(valid=False), model)
+
+    losses = unroll_errors(model, batch, 2, LossWeights(), torch.Generator().manual_seed(0))
+
+    assert {name for name, value in losses.items() if value.item() == 0} == set(losses) - {"codec"}
+
+
+def test_registration_is_as_exact_where_the_model_computes_in_bfloat16(model):
+    pixels = as_batch(clips(), model).pixels
+    motion, confidence = registered_motion(pixels[:, 0], pixels[:, 1])
+
+    with torch.autocast("cpu", torch.bfloat16):
+        low, low_confidence = registered_motion(pixels[:, 0], pixels[:, 1])
+
+    assert torch.equal(motion, low) and torch.equal(confidence, low_confidence)
+    assert (motion - torch.tensor([0.0, -2.0])).abs().max() < 0.5 and confidence.min() > 0.5
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_losses_and_gradients_are_finite_in_bfloat16(model, unroll):
+    batch = as_batch(clips(steps=1 + unroll), model)
+    model.requires_grad_(True).zero_grad()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = unroll_errors(model, batch, 2, LossWeights(), torch.Generator().manual_seed(0))
+        losses["motion"] = losses["motion"] + motion_errors(model, batch, 2)["motion"]
+    total_error(losses, LossWeights()).backward()
+
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert len(gradients) > 20 and all(torch.isfinite(gradient).all() for gradient in gradients)

@@ -6,7 +6,6 @@ The import stays light: it reads the small `world.json` of each world; torch is 
 import json
 import warnings
 from pathlib import Path
-
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -19,7 +18,7 @@ __all__ = ["__version__", "parallel_env"]
 
 
 def parallel_env(world: str, **options: Any) -> "LwmParallelEnv":
-    """One shared world with an action a player, as a PettingZoo ParallelEnv; `options` as `LwmParallelEnv` takes them."""
+    """A world with an action a player, as a PettingZoo ParallelEnv; `options` are those of `LwmParallelEnv`."""
     from lwm_env.envs.parallel_env import LwmParallelEnv
 
     return LwmParallelEnv(world, **options)

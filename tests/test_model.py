@@ -9,6 +9,7 @@ from lwm_env.spec import ContinuousActions, DiscreteActions, RealSource, WorldSp
 from lwm_env.tokenizer import Tokenizer, TokenizerConfig, to_frames, to_pixels
 from lwm_env.world_model import WorldModel
 
+
 def make_spec(frame_size=(16, 16), players=("player_0",), continuous=False) -> WorldSpec:
     discrete = DiscreteActions(meanings=("NOOP", "LEFT", "RIGHT"), source_actions=(0, 1, 2))
     box = ContinuousActions(meanings=("STEER", "GAS"), low=(-1, 0), high=(1, 1))

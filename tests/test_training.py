@@ -1,7 +1,6 @@
 """A tiny run of every kind of stage, what a kill leaves of it, and what several processes make of it."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -18,9 +17,8 @@ from gymnasium import spaces
 from lwm_env.errors import ConfigMismatch, StorageError, TrainingDiverged
 from lwm_env.world_model import WorldModel
 
-for needed in ("accelerate", "tensorboard"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f'{needed} is not installed: pip install "lwm-env[train]"', allow_module_level=True)
+pytest.importorskip("accelerate", reason="needs the extra `train`")
+pytest.importorskip("tensorboard", reason="needs the extra `train`")
 
 from lwm_env.cli import main as lwm
 from lwm_training.checkpoint import load_latest
@@ -292,11 +290,9 @@ def test_cuda_is_not_replaced_by_the_cpu_in_silence(recipe, tmp_path):
 
 
 def test_a_dry_run_prints_the_recipe_with_its_overrides_and_writes_nothing(recipe_file, tmp_path, capsys):
-    out = tmp_path / "run"
+    out, changes = tmp_path / "run", ["-o", "train.steps=7", "-o", "data.num_envs=2"]
 
-    code = lwm(
-        ["train", str(recipe_file), "--dry-run", "--out", str(out), "-o", "train.steps=7", "-o", "data.num_envs=2"]
-    )
+    code = lwm(["train", str(recipe_file), "--dry-run", "--out", str(out), *changes])
 
     shown = json.loads(capsys.readouterr().out)
     assert code == 0 and not out.exists()

@@ -91,6 +91,7 @@ class Recipe(_Strict):
     """All that decides how a world is made. Frozen; its hash goes into the provenance of the weights."""
 
     world: WorldSpec
+    licences: dict[str, str] = Field(default_factory=dict)  # of what the world is learned from; kept in world.json
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
     train: Train

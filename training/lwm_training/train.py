@@ -232,6 +232,7 @@ def provenance(recipe: Recipe, progress: Progress) -> dict[str, Any]:
     """Where the weights come from, for world.json."""
     return {
         "source": recipe.world.real.source,
+        "licences": recipe.licences,
         "recipe": json.loads(recipe.to_json()),
         "recipe_sha256": recipe.hash,
         "stages": progress.history,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lwm_training.disk import write_whole
+from lwm_training.disk import storage_errors, write_whole
 
 if TYPE_CHECKING:
     from lwm_env.world_model import WorldModel
@@ -54,9 +54,10 @@ class TrainLog:
             return
         self._smoothed = dict(smoothed)
         self._lines.close()
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_whole(self._path, "".join(line for line in lines if _step_of(line) <= total_steps).encode())
-        self._lines = self._path.open("a", encoding="utf-8")
+        with storage_errors(f"Going on with {self._path}"):
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_whole(self._path, "".join(line for line in lines if _step_of(line) <= total_steps).encode())
+            self._lines = self._path.open("a", encoding="utf-8")
 
     def bar(self, stage: "Stage", done: int) -> tqdm:
         """The progress bar of a stage, in steps or in percent of its minutes."""

@@ -101,13 +101,19 @@ def test_a_command_tells_which_extra_it_lacks(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process on Windows")
 def test_ctrl_c_ends_with_130(tiny_world, tmp_path):
-    code = "import sys; print('up', flush=True); from lwm_env.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (  # a shell that runs the tests in the background leaves SIGINT ignored for its children
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); print('up', flush=True);"
+        " from lwm_env.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     args = ["demo", "--world", str(tiny_world), "--seconds", "3600", "--out", str(tmp_path / "demo.mp4")]
     process = subprocess.Popen([sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     time.sleep(4)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    try:
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
     assert process.returncode == 130, told
     assert told.decode().rstrip().endswith("interrupted")

@@ -160,7 +160,7 @@ def test_an_interrupt_keeps_what_was_played(tmp_path):
     assert process.exitcode == 1 and not (tmp_path / "journal.bin").exists()
     whole(tmp_path)
     with EpisodeStore(tmp_path) as store:
-        assert 1 <= (~store.complete).sum() <= 4  # of each copy, where one had begun
+        assert (~store.complete).sum() <= 4  # one of each copy, where one had begun
 
 
 def test_an_estimate_writes_nothing_and_is_near(tmp_path):

@@ -96,13 +96,13 @@ def test_make_vec_equals_sync_over_many_episodes(mode, num_envs):
 
     first, second = ours.reset(seed=3), theirs.reset(seed=3)
     assert same(first[0], second[0]) and same(first[1], second[1])
-    ends = np.zeros(3, int)
+    terminated = truncated = 0
     for actions in plan(80, num_envs):
         first, second = ours.step(actions), theirs.step(actions)
         assert all(same(x, y) for x, y in zip(first, second, strict=True))
-        ends += [first[2].sum(), first[3].sum(), (first[1] > 0).sum()]
+        terminated, truncated = terminated + first[2].sum(), truncated + first[3].sum()
 
-    assert ends[0] and (ends.all() or num_envs == 1)  # some terminated, some ran out of time, some were rewarded
+    assert terminated and (truncated or num_envs == 1)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -1,6 +1,7 @@
 """`lwm train`: from a recipe to a world."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -30,6 +31,8 @@ def train(recipe: Path, out: Path | None, overrides: tuple[str, ...], **options)
     from lwm_training.train import train_world
 
     world = train_world(loaded, out, options["device"], options["resume"])
+    if os.environ.get("RANK", "0") != "0":  # torchrun starts several of us; one speaks
+        return
     if options["as_json"]:
         click.echo(json.dumps({"world": str(world)}))
     else:

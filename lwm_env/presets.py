@@ -92,8 +92,8 @@ def _preset(
 PRESETS = {
     "nano": ModelConfig(),
     "small": _preset("small", (128, 128), 8, (192, 512, 3), 6, 2),
-    "base": _preset("base", (256, 256), 8, (384, 1152, 4), 8, 4),
-    "large": _preset("large", (288, 512), 16, (512, 1536, 5), 11, 6),
+    "base": _preset("base", (256, 256), 8, (384, 1152, 4), 7, 3),
+    "large": _preset("large", (288, 512), 16, (512, 1536, 5), 9, 4),
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, StorageError, TrainingDiverged
 from lwm_env.world_model import WorldModel
 
@@ -353,3 +354,25 @@ def test_lwm_train_runs_under_torchrun(recipe_file, tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert WorldModel.load(tmp_path / "run" / "world").prompts is not None
+
+
+def test_a_run_begins_with_the_weights_of_a_world_and_runs_the_chosen_stages(recipe_file, whole, tmp_path):
+    stages = [stage.name for stage in load_recipe(recipe_file).train.stages]
+    overrides = [f"train.start={whole / 'world'}", f"train.only=['{stages[-1]}']"]
+    before = WorldModel.load(whole / "world")
+
+    run = Run(load_recipe(recipe_file, overrides), tmp_path / "run", make_accelerator("cpu"))
+    begun = digest(run.model.state_dict())
+    world = train_world(load_recipe(recipe_file, overrides), tmp_path / "run", "cpu")
+
+    provenance = worlds.read_manifest(world).provenance
+    assert begun == digest(before.state_dict())
+    assert [stage["name"] for stage in provenance["stages"]] == stages[-1:]
+    assert provenance["started_from"]["weights"] == before.weights_hash
+    assert [stage["name"] for stage in provenance["started_from"]["stages"]] == stages
+
+
+def test_a_run_does_not_begin_with_weights_of_another_shape(recipe_file, whole, tmp_path):
+    with pytest.raises(ConfigMismatch, match="another shape"):
+        other = load_recipe(recipe_file, [f"train.start={whole / 'world'}", "model.overrides.motion.dim=12"])
+        train_world(other, tmp_path, "cpu")

@@ -78,13 +78,22 @@ class Train(_Strict):
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     checkpoint_minutes: PositiveFloat = 5.0
     log_every: Positive = 50  # steps
+    start: Text | None = None  # a world, by id or folder, whose weights a new run begins with
+    only: tuple[str, ...] = ()  # names of the stages to run; empty: all
 
     @model_validator(mode="after")
     def _distinct_names(self) -> "Train":
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"another name for each stage, got {', '.join(names)}")
+        if set(self.only) - set(names):
+            raise ValueError(f"only names of stages ({', '.join(names)}) in train.only, got {', '.join(self.only)}")
         return self
+
+    @property
+    def chosen(self) -> tuple[Stage, ...]:
+        """The stages that are run."""
+        return tuple(stage for stage in self.stages if not self.only or stage.name in self.only)
 
 
 class Recipe(_Strict):

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
+from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, StorageError
 from lwm_env.presets import PRESETS
 from lwm_env.world_model import WorldModel
@@ -47,7 +48,9 @@ class Run:
         config = PRESETS[recipe.model.preset].override(
             {"frame_size": recipe.world.frame_size, **recipe.model.overrides}
         )
-        self.model = WorldModel(config, recipe.world).to(accelerator.device, memory_format=torch.channels_last)
+        self.model = WorldModel(config, recipe.world)
+        self.started_from = _start(self.model, recipe.train.start) if recipe.train.start else None
+        self.model = self.model.to(accelerator.device, memory_format=torch.channels_last)
         self.data = open_data(recipe.world, recipe.data, recipe.train.seed)
         self.progress, self.guard = Progress(), LossGuard()
         self.checkpoints = out / "checkpoints"
@@ -97,7 +100,7 @@ class Run:
         if found:
             self.guard.restore(found.facts["guard"])
             log_book.resume(found.facts.get("log", {}), self.progress.total_steps)
-        stages = self.recipe.train.stages
+        stages = self.recipe.train.chosen
         for index in range(self.progress.stage, len(stages)):
             self._stage(stages[index], log_book, found)
             found = None
@@ -207,6 +210,18 @@ def make_accelerator(device: str) -> Accelerator:
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no", kwargs_handlers=[unused])
 
 
+def _start(model: WorldModel, world: str) -> dict[str, Any]:
+    """Take the weights of a world of the same shape; returns what they were, for the provenance."""
+    found = WorldModel.load(world)
+    if found.config != model.config or found.spec.actions.dim != model.spec.actions.dim:
+        raise ConfigMismatch(
+            f"train.start = {world!r} is of another shape than the recipe's model. "
+            f"Give the recipe the same preset, overrides and actions, or start from another world."
+        )
+    model.load_state_dict(found.state_dict())
+    return {"weights": found.weights_hash, "stages": worlds.read_manifest(worlds.find(world)).provenance.get("stages")}
+
+
 def train_world(recipe: Recipe, out: Path, device: str = "auto", resume: bool = True) -> Path:
     """Run a recipe to its end and write the world to `out/world`; returns that folder.
 
@@ -223,7 +238,7 @@ def train_world(recipe: Recipe, out: Path, device: str = "auto", resume: bool = 
     world = out / "world"
     if main:
         model.prompts = prompt_bank(recipe.world, recipe.data, recipe.train.seed)
-        model.save(world, provenance=provenance(recipe, run.progress))
+        model.save(world, provenance=provenance(recipe, run.progress) | {"started_from": run.started_from})
     accelerator.wait_for_everyone()
     return world
 

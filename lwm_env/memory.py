@@ -7,7 +7,10 @@ instead would blur what moves a little more with each step. Plane 3 of a canvas 
 Shapes: B worlds, motion (B, 2) in pixels, down and right, of the picture's content.
 """
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -26,6 +29,19 @@ def move_whole(canvas: Tensor, pixels: Tensor) -> Tensor:
     return canvas * (rows_in[:, None, :, None] & columns_in[:, None, None, :])
 
 
+class Views(NamedTuple):
+    """What the canvas shows at the four whole motions around a fractional one, the nearest first.
+
+    colours (B, 4, 3, H, W), known (B, 4, 1, H, W), distance (B, 4): squared, in pixels, of each from the fractional
+    motion, and offset (B, 2): the fractional motion minus the nearest whole one.
+    """
+
+    colours: Tensor
+    known: Tensor
+    distance: Tensor
+    offset: Tensor
+
+
 class Canvas:
     """Reads and writes a batch of canvases; holds sizes only, all state is in the tensors that are passed."""
 
@@ -37,22 +53,37 @@ class Canvas:
         """Nothing seen yet: (B, 4, H + 2 margin, W + 2 margin)."""
         return torch.zeros(batch, 4, *self.size, device=device)
 
-    def move(self, canvas: Tensor, offset: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """The canvas and what is left over, in [-0.5, 0.5] pixels, after the content moved by `motion`."""
-        total = offset + motion
-        whole = total.round()
-        return move_whole(canvas, whole), total - whole
+    def views(self, canvas: Tensor, offset: Tensor) -> Views:
+        """What a canvas (already moved by whole pixels) shows, and what it would show one pixel further on in the
+        direction of the offset that is left over: down, right, and both."""
 
-    def view(self, canvas: Tensor) -> tuple[Tensor, Tensor]:
-        """What the canvas knows of the picture: colours (B, 3, H, W), known (B, 1, H, W)."""
-        margin, (height, width) = self.margin, self.frame_size
-        view = canvas[:, :, margin : margin + height, margin : margin + width]
-        return view[:, :3], view[:, 3:]
+        def shown(down: int, right: int) -> Tensor:
+            top, left = self.margin - down, self.margin - right
+            return canvas[:, :, top : top + self.frame_size[0], left : left + self.frame_size[1]]
 
-    def write(self, canvas: Tensor, picture: Tensor) -> Tensor:
-        """The canvas with the picture (B, 3, H, W) now in view painted over its middle."""
-        margin, (height, width) = self.margin, self.frame_size
-        canvas = canvas.clone()
-        canvas[:, :3, margin : margin + height, margin : margin + width] = picture
-        canvas[:, 3:, margin : margin + height, margin : margin + width] = 1
-        return canvas
+        further_down, further_right = (offset[:, axis] > 0 for axis in (0, 1))
+        down, right = further_down[:, None, None, None], further_right[:, None, None, None]
+        views = torch.stack(
+            [
+                shown(0, 0),
+                torch.where(down, shown(1, 0), shown(-1, 0)),
+                torch.where(right, shown(0, 1), shown(0, -1)),
+                torch.where(
+                    down,
+                    torch.where(right, shown(1, 1), shown(1, -1)),
+                    torch.where(right, shown(-1, 1), shown(-1, -1)),
+                ),
+            ],
+            1,
+        )
+        near, far = offset.square(), (1 - offset.abs()).square()
+        (near_down, near_right), (far_down, far_right) = near.unbind(1), far.unbind(1)
+        distance = [near_down + near_right, far_down + near_right, near_down + far_right, far_down + far_right]
+        return Views(views[:, :, :3], views[:, :, 3:], torch.stack(distance, 1), offset)
+
+    def write(self, canvas: Tensor, picture: Tensor, gate: Tensor) -> Tensor:
+        """The canvas with the picture (B, 3, H, W) now in view painted over its middle as far as the gate (B, 1, H, W)
+        lets it through."""
+        margin = self.margin
+        painted = F.pad(torch.cat([picture, torch.ones_like(gate)], 1), [margin] * 4)
+        return canvas + F.pad(gate, [margin] * 4) * (painted - canvas)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwm_env.layers import Pointwise, conv_stack
+from lwm_env.layers import Pointwise, conv_stack, hard_gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Tokenizer(nn.Module):
         h = self.body(self.stem(torch.cat([latent, F.pixel_unshuffle(reference, patch), plane], 1)))
         fine = F.silu(F.pixel_shuffle(self.widen(h), patch // 2))
         drawn, gate = F.pixel_shuffle(self.draw(fine), 2).split([3, 1], dim=1)
-        keep = torch.sigmoid(gate) * float(given)
+        keep = hard_gate(gate) * float(given)
         return drawn + keep * (reference - drawn)
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from lwm_env import worlds
 from lwm_env.dynamics import Dynamics, EventHead
 from lwm_env.errors import ConfigMismatch, CorruptFile
-from lwm_env.memory import Canvas
+from lwm_env.memory import Canvas, move_whole
 from lwm_env.motion import Motion
 from lwm_env.presets import ModelConfig
+from lwm_env.registration import Sighting, sight
 from lwm_env.spec import DiscreteActions, WorldSpec
 from lwm_env.tokenizer import Tokenizer, to_frames, to_pixels
 
@@ -32,8 +33,8 @@ WEIGHTS, PROMPTS = "model.safetensors", "prompts.safetensors"
 
 
 class Belief(NamedTuple):
-    """Frames (B, K, 3, H, W) in [-1, 1], the canvas and its fractional offset (B, 2), the last motion (B, 2), and what
-    the motion model carries from step to step (B, carry_dim)."""
+    """Frames (B, K, 3, H, W) in [-1, 1], the canvas as it was before the last frame and its fractional offset (B, 2),
+    the last motion (B, 2), and what the motion model carries from step to step (B, carry_dim)."""
 
     frames: Tensor
     canvas: Tensor
@@ -42,11 +43,23 @@ class Belief(NamedTuple):
     carry: Tensor
 
 
+class Anticipation(NamedTuple):
+    """Where the camera goes next."""
+
+    features: Tensor  # (B, 2C, h, w)
+    estimate: Tensor  # (B, 2) motion of the camera in pixels, as the network thinks
+    motion: Tensor  # (B, 2) the same, corrected by what was seen
+    carry: Tensor  # (B, carry_dim)
+    canvas: Tensor  # moved, and the fraction of a pixel left over
+    offset: Tensor
+
+
 class Proposal(NamedTuple):
     """The next state before it is drawn."""
 
-    motion: Tensor  # (B, 2) of the camera, pixels
-    canvas: Tensor  # moved, and the fraction of a pixel left over
+    estimate: Tensor  # as in `Anticipation`
+    motion: Tensor
+    canvas: Tensor
     offset: Tensor
     carry: Tensor  # (B, carry_dim)
     moved: Tensor  # (B, 3, H, W)
@@ -118,34 +131,59 @@ class WorldModel(nn.Module):
     def believe(self, picture: Tensor) -> Belief:
         """The belief after one picture (B, 3, H, W) and nothing before it."""
         still = picture.new_zeros(len(picture), 2)
-        canvas = self.canvas.write(self.canvas.blank(len(picture), picture.device), picture)
+        canvas = self.canvas.blank(len(picture), picture.device)
         frames = picture[:, None].expand(-1, self.config.motion.context_frames, -1, -1, -1)
         return Belief(frames, canvas, still, still, picture.new_zeros(len(picture), self.config.motion.carry_dim))
 
     def commit(self, belief: Belief, proposal: Proposal, picture: Tensor) -> Belief:
-        """The belief once the next picture is drawn. Gradients flow on through motion and carry, not the picture."""
-        picture = picture.detach()
-        canvas = self.canvas.write(proposal.canvas, picture)
-        frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
-        return Belief(frames, canvas, proposal.offset, proposal.motion, proposal.carry)
+        """The belief once the next picture is drawn. Gradients flow on through motion, carry and what the canvas kept,
+        not through the picture."""
+        frames = torch.cat([belief.frames[:, 1:], picture.detach()[:, None]], 1)
+        return Belief(frames, proposal.canvas, proposal.offset.detach(), proposal.motion, proposal.carry)
+
+    @staticmethod
+    def correct(offset: Tensor, estimate: Tensor, sighting: Sighting | None) -> tuple[Tensor, Tensor, Tensor]:
+        """An offset and an estimated motion (B, 2) -> whole pixels to move by, the motion with what was seen, and the
+        offset that is left, in [-0.5, 0.5]. Gradients flow to the estimate.
+
+        Of a sighting the whole motion is taken, and of the estimate what it leaves open.
+        """
+        total = offset + estimate
+        whole = total.detach().round()
+        if sighting is None:
+            return whole, estimate, total - whole
+        whole = torch.where(sighting.sure[:, None], sighting.motion.round(), whole)
+        left = (total - whole).clamp(-0.5, 0.5)
+        return whole, estimate + (whole + left - total).detach(), left
+
+    def anticipate(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Anticipation:
+        """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
+        next frame corrects the estimate."""
+        features, estimate, carry = self.motion.estimate(
+            belief.frames, self.embed(action), belief.motion, belief.offset, belief.carry
+        )
+        whole, motion, offset = self.correct(belief.offset, estimate, sighting)
+        canvas = self.canvas.write(belief.canvas, belief.frames[:, -1], self.motion.lasting(features))
+        return Anticipation(features, estimate, motion, carry, move_whole(canvas, whole), offset)
 
     @torch.no_grad()
-    def observe(self, belief: Belief, action: Tensor, picture: Tensor) -> Belief:
-        """Go on from a real frame instead of a drawn one."""
-        _, motion, carry = self.motion.estimate(belief.frames, self.embed(action), belief.motion, belief.carry)
-        canvas, offset = self.canvas.move(belief.canvas, belief.offset, motion)
+    def observe(self, belief: Belief, action: Tensor, picture: Tensor, sighting: Sighting | None = None) -> Belief:
+        """Go on from a real frame instead of a drawn one; `sighting` is found by registration if it is not given."""
+        sighting = sighting or sight(belief.frames[:, -1], picture)
+        ahead = self.anticipate(belief, action, sighting)
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
-        return Belief(frames, self.canvas.write(canvas, picture), offset, motion, carry)
+        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry)
 
-    def propose(self, belief: Belief, action: Tensor) -> Proposal:
+    def propose(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Proposal:
         """Everything about the next step that is known before sampling."""
-        features, motion, carry = self.motion.estimate(belief.frames, self.embed(action), belief.motion, belief.carry)
-        with torch.no_grad():  # whole pixels: the motion learns from registration, not from the picture
-            canvas, offset = self.canvas.move(belief.canvas, belief.offset, motion)
-        moved, features = self.motion.compose(features, belief.frames[:, -1], *self.canvas.view(canvas))
+        features, estimate, motion, carry, canvas, offset = self.anticipate(belief, action, sighting)
+        views = self.canvas.views(canvas, offset)
+        moved, features = self.motion.compose(
+            features, belief.frames[:, -1], views, self.embed(action), motion.detach(), carry
+        )
         moved_latent = self.tokenizer.encode(moved)
         logits, hidden = self.dynamics(features, moved_latent)
-        return Proposal(motion, canvas, offset, carry, moved, moved_latent, logits, hidden)
+        return Proposal(estimate, motion, canvas, offset, carry, moved, moved_latent, logits, hidden)
 
     def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
         """Token indices (B, D, h, w): the likeliest, or drawn by Gumbel noise (B, noise_dim) at a temperature."""

@@ -5,16 +5,19 @@ import pytest
 import torch
 
 from lwm_env.errors import ConfigMismatch
+from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.clips import Clips
 from lwm_training.loss import (
     LossWeights,
     as_batch,
+    at,
+    camera_errors,
     mean_valid,
     motion_distance,
     motion_errors,
     picture_error,
-    registered_motion,
+    sightings,
     total_error,
     unroll_errors,
 )
@@ -100,14 +103,35 @@ def test_clips_without_a_valid_step_teach_no_step(model):
 
 
 def test_registration_is_as_exact_where_the_model_computes_in_bfloat16(model):
-    pixels = as_batch(clips(), model).pixels
-    motion, confidence = registered_motion(pixels[:, 0], pixels[:, 1])
+    batch = as_batch(clips(), model)
+    seen = sightings(batch)
 
     with torch.autocast("cpu", torch.bfloat16):
-        low, low_confidence = registered_motion(pixels[:, 0], pixels[:, 1])
+        low = sightings(batch)
 
-    assert torch.equal(motion, low) and torch.equal(confidence, low_confidence)
-    assert (motion - torch.tensor([0.0, -2.0])).abs().max() < 0.5 and confidence.min() > 0.5
+    assert torch.equal(seen.motion, low.motion) and seen.sure.all() and low.sure.all()
+    assert (seen.motion - torch.tensor([0.0, -2.0])).abs().max() < 0.5
+
+
+def test_a_camera_that_leads_to_the_seen_pixel_is_in_place_whatever_its_fraction():
+    seen = Sighting(torch.tensor([[0.2, -2.0]]).expand(3, 2), torch.tensor([True, True, False]))
+    estimate = torch.tensor([[0.3, -2.4], [0.3, -3.5], [9.0, 9.0]], requires_grad=True)
+
+    errors = camera_errors(estimate, torch.tensor([[0.0, 0.5]]), seen, torch.tensor([True, True, True]))
+
+    assert errors["place"].tolist() == pytest.approx([0, 0.5**2, 0])  # 0.5 - 3.5 + 2 = -1 is half a pixel too far
+    assert errors["motion"].tolist() == pytest.approx([(0.1**2 + 0.4**2) / 4, (0.1**2 + 1.5**2) / 4, 0])
+
+
+def test_a_guided_unroll_follows_the_real_camera_and_the_others_do_not(model):
+    batch = as_batch(clips(), model)
+    seen = sightings(batch)
+
+    whole, motion, offset = model.correct(torch.zeros(2, 2), torch.zeros(2, 2), at(seen, 0))
+
+    assert whole.tolist() == [[0, -2], [0, -2]]
+    assert motion.tolist() == [[0, -1.5], [0, -1.5]] and offset.tolist() == [[0, 0.5], [0, 0.5]]
+    assert model.correct(torch.full((2, 2), 0.4), torch.full((2, 2), 0.3), None)[0].tolist() == [[1, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("unroll", [1, 4])
@@ -117,7 +141,7 @@ def test_losses_and_gradients_are_finite_in_bfloat16(model, unroll):
 
     with torch.autocast("cpu", torch.bfloat16):
         losses = unroll_errors(model, batch, 2, LossWeights(), torch.Generator().manual_seed(0))
-        losses["motion"] = losses["motion"] + motion_errors(model, batch, 2)["motion"]
+        losses["motion"] = losses["motion"] + motion_errors(model, batch)["motion"]
     total_error(losses, LossWeights()).backward()
 
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -1,4 +1,4 @@
-"""The canvas: whole moves are exact, fractions are carried, and it remembers what scrolled out of view."""
+"""The canvas: whole moves are exact, it remembers what scrolled out of view, and it is looked at from four places."""
 
 import torch
 
@@ -11,6 +11,11 @@ def picture(batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, 3, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+def painted(canvas: Canvas, pixels: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
+    state = canvas.blank(len(pixels)) if state is None else state
+    return canvas.write(state, pixels, torch.ones(len(pixels), 1, *SIZE))
+
+
 def test_move_whole_brings_in_unseen_pixels_and_works_row_by_row():
     canvas = torch.arange(1.0, 10).view(1, 1, 3, 3).repeat(2, 4, 1, 1)
 
@@ -20,46 +25,58 @@ def test_move_whole_brings_in_unseen_pixels_and_works_row_by_row():
     assert moved[1, 3].tolist() == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]
 
 
-def test_fractions_of_a_pixel_add_up_to_whole_moves():
-    canvas, offset, motion = torch.zeros(1, 4, 3, 3), torch.zeros(1, 2), torch.tensor([[0.4, -1.3]])
-    offsets = []
-
-    for _ in range(3):
-        canvas, offset = Canvas((1, 1), 1).move(canvas, offset, motion)
-        offsets.append([round(value, 4) for value in offset[0].tolist()])
-
-    assert offsets == [[0.4, -0.3], [-0.2, 0.4], [0.2, 0.1]]  # 0.4, 0.8, 1.2 down and -1.3, -2.6, -3.9 right
-
-
 def test_the_canvas_gives_back_exactly_what_scrolled_out_of_view():
-    canvas, seen, offset = Canvas(SIZE, margin=8), picture(), torch.zeros(1, 2)
-    state = canvas.write(canvas.blank(1), seen)
+    canvas, seen = Canvas(SIZE, margin=8), picture()
+    state = painted(canvas, seen)
 
-    for motion in ([[0.0, -3.3]], [[0.0, -2.4]]):  # the camera walks right, over a blank picture
-        state, offset = canvas.move(state, offset, torch.tensor(motion))
-        state = canvas.write(state, torch.zeros(1, 3, *SIZE))
-    state, _ = canvas.move(state, offset, torch.tensor([[0.0, 5.7]]))  # and all the way back
-    colours, known = canvas.view(state)
+    for right in (-3.0, -3.0):  # the camera walks right, over a blank picture
+        state = painted(canvas, torch.zeros(1, 3, *SIZE), move_whole(state, torch.tensor([[0.0, right]])))
+    views = canvas.views(move_whole(state, torch.tensor([[0.0, 6.0]])), torch.zeros(1, 2))  # and all the way back
 
-    assert known.min() == 1
-    assert torch.equal(colours[..., :3], seen[..., :3])
-    assert colours[..., 10].abs().max() == 0  # what was painted over on the way is what was painted
+    assert views.known[:, 0].min() == 1
+    assert torch.equal(views.colours[:, 0, ..., :3], seen[..., :3])
+    assert views.colours[:, 0, ..., 10].abs().max() == 0  # what was painted over on the way is what was painted
 
 
 def test_the_canvas_says_what_was_never_seen():
     canvas = Canvas(SIZE, margin=8)
-    state = canvas.write(canvas.blank(1), picture())
 
-    state, _ = canvas.move(state, torch.zeros(1, 2), torch.tensor([[0.0, -6.0]]))
+    state = move_whole(painted(canvas, picture()), torch.tensor([[0.0, -6.0]]))
 
-    assert canvas.view(state)[1][0, 0, 8].tolist() == [1] * 10 + [0] * 6
+    assert canvas.views(state, torch.zeros(1, 2)).known[0, 0, 0, 8].tolist() == [1] * 10 + [0] * 6
 
 
 def test_what_leaves_the_margin_is_forgotten():
-    canvas, still = Canvas(SIZE, margin=8), torch.zeros(1, 2)
-    state = canvas.write(canvas.blank(1), picture())
+    canvas = Canvas(SIZE, margin=8)
+    state = painted(canvas, picture())
 
-    for motion in ([[0.0, -30.0]], [[0.0, 30.0]]):
-        state, _ = canvas.move(state, still, torch.tensor(motion))
+    for right in (-30.0, 30.0):
+        state = move_whole(state, torch.tensor([[0.0, right]]))
 
-    assert canvas.view(state)[1].sum() == 0
+    assert canvas.views(state, torch.zeros(1, 2)).known.sum() == 0
+
+
+def test_a_closed_gate_keeps_what_was_on_the_canvas():
+    canvas, old, new = Canvas(SIZE, margin=8), picture(), -picture()
+    gate = torch.zeros(1, 1, *SIZE)
+    gate[..., 8:] = 1
+
+    views = canvas.views(canvas.write(painted(canvas, old), new, gate), torch.zeros(1, 2))
+
+    assert torch.equal(views.colours[:, 0, ..., :8], old[..., :8])
+    assert torch.equal(views.colours[:, 0, ..., 8:], new[..., 8:])
+
+
+def test_the_views_are_the_whole_motions_around_the_fractional_one_nearest_first():
+    canvas, pixels = Canvas(SIZE, margin=8), picture(2)
+
+    views = canvas.views(painted(canvas, pixels), torch.tensor([[0.25, -0.4], [-0.25, 0.4]]))
+
+    down_left, up_right = views.colours[0], views.colours[1]
+    assert torch.equal(down_left[0], pixels[0])
+    assert torch.equal(down_left[1][:, 1:], pixels[0][:, :-1])  # one further down
+    assert torch.equal(down_left[2][..., :-1], pixels[0][..., 1:])  # one further left
+    assert torch.equal(down_left[3][:, 1:, :-1], pixels[0][:, :-1, 1:])
+    assert torch.equal(up_right[3][:, :-1, 1:], pixels[1][:, 1:, :-1])
+    squares = [0.25**2 + 0.4**2, 0.75**2 + 0.4**2, 0.25**2 + 0.6**2, 0.75**2 + 0.6**2]
+    assert torch.allclose(views.distance, torch.tensor([squares, squares]))

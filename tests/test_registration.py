@@ -2,7 +2,7 @@
 
 import torch
 
-from lwm_training.registration import global_motion
+from lwm_env.registration import global_motion
 
 
 def scenes(count: int) -> torch.Tensor:

@@ -127,6 +127,13 @@ def test_terminations_and_rewards_belong_to_the_step_to_the_last_frame(drawn):
     assert not drawn.terminations[restarts].any() and not drawn.rewards[restarts].any()
 
 
+def test_a_share_of_the_clips_is_drawn_where_something_happens(spec):
+    clips = Stream(spec, DATA.model_copy(update={"event_share": 1.0}), seed=1).clips(5, 100, 4, 2)
+
+    assert clips.terminations[:, 2:].any(1).all()
+    assert not clips.terminations[:, 0].any() and clips.valid[:, :2].all()
+
+
 def test_every_start_with_enough_of_an_episode_left_is_drawn(spec):
     shard = Shard(spec, DATA.model_copy(update={"num_envs": 1, "shard_steps": 12}), seed=0, split="train")
     possible = {t for t in range(12 - 4 + 1) if shard.episode[0, t] == shard.episode[0, t + 3]}

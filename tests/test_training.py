@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from gymnasium import spaces
 
@@ -372,7 +374,29 @@ def test_a_run_begins_with_the_weights_of_a_world_and_runs_the_chosen_stages(rec
     assert [stage["name"] for stage in provenance["started_from"]["stages"]] == stages
 
 
-def test_a_run_does_not_begin_with_weights_of_another_shape(recipe_file, whole, tmp_path):
-    with pytest.raises(ConfigMismatch, match="another shape"):
-        other = load_recipe(recipe_file, [f"train.start={whole / 'world'}", "model.overrides.motion.dim=12"])
-        train_world(other, tmp_path, "cpu")
+def test_what_does_not_fit_of_the_weights_begun_with_starts_anew_and_is_named(recipe_file, whole, tmp_path):
+    start = f"train.start={whole / 'world'}"
+    before = WorldModel.load(whole / "world").state_dict()
+
+    run = Run(
+        load_recipe(recipe_file, [start, "model.overrides.dynamics.event_dim=12"]), tmp_path, make_accelerator("cpu")
+    )
+
+    assert run.started_from["fresh"] == ["events.out.0.bias", "events.out.0.weight", "events.out.2.weight"]
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in run.model.state_dict().items()
+        if name not in run.started_from["fresh"]
+    )
+
+
+def test_a_run_does_not_begin_with_weights_of_which_none_fits(recipe_file, tiny_world, tmp_path):
+    folder = tmp_path / "world"
+    shutil.copytree(tiny_world, folder)
+    other = {"a": torch.zeros(1)}
+    spec, manifest = worlds.read_manifest(folder).spec, worlds.read_manifest(folder)
+    files = {"model.safetensors": safetensors.torch.save(other)}
+    worlds.write_world(folder, spec=spec, model=manifest.model, provenance={}, files=files)
+
+    with pytest.raises(ConfigMismatch, match="no tensor of the same name and shape"):
+        train_world(load_recipe(recipe_file, [f"train.start={folder}"]), tmp_path / "run", "cpu")

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
+from lwm_env.registration import Sighting, sight
 from lwm_env.tokenizer import Tokenizer, to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
-from lwm_training.registration import global_motion
 
-REACH = 8  # pixels that registration searches
-SURE = 0.7  # confidence of a registration above which it is believed
-REPLAYED_FROM = 4  # unrolls of at least so many steps start from replayed frames
+ASTRAY = 1.0  # pixels off the real camera from which on a dreamed picture is not compared with the real one
+LOST = 4.0  # pixels from which on its reward and end are not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +26,13 @@ class LossWeights:
     edges: float = 2.0  # on differences of neighbouring pixels, beside every picture loss
     moved: float = 4.0
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
+    place: float = 1.0  # distance from the place that the camera was seen at, beyond the half pixel that is rounded
     tokens: float = 0.25
     drawn: float = 4.0
     reward: float = 0.1
     end: float = 0.1
     true_tokens: float = 0.3  # share of clips that are drawn from the true tokens instead of predicted ones
+    guided: float = 0.6  # share of clips whose canvas follows the real camera, so that all pictures can be compared
 
     @classmethod
     def from_recipe(cls, changes: dict[str, float]) -> "LossWeights":
@@ -91,57 +92,36 @@ def mean_valid(values: Tensor, valid: Tensor) -> Tensor:
     return (per_row * valid).sum() / valid.sum().clamp(min=1)
 
 
-def context_belief(model: WorldModel, batch: Batch, context: int, replay: bool = True) -> Belief:
-    """The belief after the first `context` real frames, without gradients.
-
-    `replay` observes them one by one as an env does. Without it the frames are taken as they are, with the motion
-    found by registration and a canvas that knows the last frame only: a third of the work of a short unroll.
-    """
-    with torch.no_grad():
-        if replay:
-            belief = model.believe(batch.pixels[:, 0])
-            for t in range(context - 1):
-                belief = model.observe(belief, batch.actions[:, t], batch.pixels[:, t + 1])
-            return belief
-        belief = model.believe(batch.pixels[:, context - 1])
-        kept = min(context, belief.frames.shape[1])
-        frames = torch.cat([belief.frames[:, kept:], batch.pixels[:, context - kept : context]], 1)
-        if context > 1:
-            motion, confidence = registered_motion(batch.pixels[:, context - 2], batch.pixels[:, context - 1])
-            belief = belief._replace(motion=motion * (confidence > SURE)[:, None])
-        return belief._replace(frames=frames)
+def sightings(batch: Batch) -> Sighting:
+    """The real camera's motion of every step, by registration: motion (B, T, 2), sure (B, T)."""
+    before, after = (batch.pixels[:, part].flatten(0, 1) for part in (slice(None, -1), slice(1, None)))
+    return Sighting(*(part.unflatten(0, batch.valid.shape) for part in sight(before, after)))
 
 
-def step_errors(model: WorldModel, proposal: Proposal, batch: Batch, t: int, weights: LossWeights, from_truth: Tensor):
-    """Losses of the step to frame t + 1 and the picture drawn: (dict of scalars, (B, 3, H, W))."""
-    tokenizer, target = model.tokenizer, batch.pixels[:, t + 1]
-    valid = batch.valid[:, t]
-    with torch.no_grad():
-        true_latent = tokenizer.quantize(tokenizer.encode(target))
-        predicted = tokenizer.levels[proposal.logits.argmax(2)]
-        latent = torch.where(from_truth[:, None, None, None], true_latent, predicted)
-    drawn = tokenizer.decode(latent, proposal.moved)
-    reward_logits, end_logit = model.events(proposal.hidden, proposal.moved_latent, latent)
-    tokens = F.cross_entropy(proposal.logits.transpose(1, 2), tokenizer.indices(true_latent), reduction="none")
-    rewards = F.cross_entropy(reward_logits.flatten(0, 1), batch.rewards[:, t].flatten(), reduction="none")
-    motion, confidence = registered_motion(batch.pixels[:, t], target)
-    distance = motion_distance(proposal.motion, motion)
-    losses = {
-        "motion": mean_valid(distance * (confidence > SURE), valid),
-        "moved": mean_valid(picture_error(proposal.moved, target, weights.edges), valid),
-        "tokens": mean_valid(tokens, valid),
-        "drawn": mean_valid(picture_error(drawn, target, weights.edges), valid),
-        "reward": mean_valid(rewards.view(len(valid), -1), valid),
-        "end": mean_valid(F.binary_cross_entropy_with_logits(end_logit, batch.ends[:, t], reduction="none"), valid),
+def at(seen: Sighting, t: int) -> Sighting:
+    """That of step t."""
+    return Sighting(seen.motion[:, t], seen.sure[:, t])
+
+
+@torch.no_grad()
+def context_belief(model: WorldModel, batch: Batch, seen: Sighting, context: int) -> Belief:
+    """The belief after the first `context` real frames, observed one by one as an env does, without gradients."""
+    belief = model.believe(batch.pixels[:, 0])
+    for t in range(context - 1):
+        belief = model.observe(belief, batch.actions[:, t], batch.pixels[:, t + 1], at(seen, t))
+    return belief
+
+
+def camera_errors(estimate: Tensor, offset: Tensor, seen: Sighting, guided: Tensor) -> dict[str, Tensor]:
+    """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and, in guided clips
+    (B,), whose `offset` is that of the real camera, of the place that it leads to. Where nothing was seen, 0."""
+    place = offset.detach() + estimate - seen.motion.round()
+    rounding = F.relu(place.abs() - 0.5)
+    far = F.smooth_l1_loss(rounding, torch.zeros_like(rounding), reduction="none", beta=0.5).clamp(max=10).sum(1)
+    return {
+        "motion": motion_distance(estimate, seen.motion) * seen.sure,
+        "place": far * (seen.sure & guided),
     }
-    return losses, drawn
-
-
-def registered_motion(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's motion and confidence, in float32 also where the model computes in bfloat16: registration
-    subtracts large sums of squares. Small pictures are searched less far, so that something is left to compare."""
-    with torch.autocast(before.device.type, enabled=False):
-        return global_motion(before.float(), after.float(), reach=min(REACH, min(before.shape[-2:]) // 4))
 
 
 def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
@@ -149,28 +129,84 @@ def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
     return F.smooth_l1_loss(estimated, registered, reduction="none", beta=2.0).clamp(max=10).sum(1)
 
 
-def motion_errors(model: WorldModel, batch: Batch, context: int) -> dict[str, Tensor]:
-    """Distance in pixels between the estimated and the registered motion after `context` real frames."""
-    belief = context_belief(model, batch, context, replay=False)
-    motion, confidence = registered_motion(batch.pixels[:, context - 1], batch.pixels[:, context])
-    action = model.embed(batch.actions[:, context - 1])
-    _, estimated, _ = model.motion.estimate(belief.frames, action, belief.motion, belief.carry)
-    distance = motion_distance(estimated, motion) * (confidence > SURE)
-    return {"motion": mean_valid(distance, batch.valid[:, context - 1])}
+def motion_errors(model: WorldModel, batch: Batch) -> dict[str, Tensor]:
+    """Errors of the camera's motion along real frames, with gradients through all that is carried."""
+    seen, belief = sightings(batch), model.believe(batch.pixels[:, 0])
+    offset, motion, carry = belief.offset, belief.motion, belief.carry
+    frames, steps = belief.frames, batch.actions.shape[1]
+    totals: dict[str, Tensor] = {}
+    for t in range(steps):
+        _, estimate, carry = model.motion.estimate(frames, model.embed(batch.actions[:, t]), motion, offset, carry)
+        sighting = at(seen, t)
+        errors = camera_errors(estimate, offset, sighting, torch.ones_like(sighting.sure))
+        for name, value in errors.items():
+            totals[name] = totals.get(name, 0) + mean_valid(value, batch.valid[:, t]) / steps
+        _, motion, offset = model.correct(offset.detach(), estimate, sighting)
+        frames = torch.cat([frames[:, 1:], batch.pixels[:, t + 1, None]], 1)
+    return totals
+
+
+def step_errors(
+    model: WorldModel,
+    proposal: Proposal,
+    batch: Batch,
+    t: int,
+    weights: LossWeights,
+    from_truth: Tensor,
+    astray: Tensor,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses of the step to frame t + 1, `astray` (B,) pixels off the real camera; the picture drawn (B, 3, H, W)."""
+    tokenizer, target = model.tokenizer, batch.pixels[:, t + 1]
+    seen_alike, alike = batch.valid[:, t] * (astray < ASTRAY), batch.valid[:, t] * (astray < LOST)
+    with torch.no_grad():
+        true_latent = tokenizer.quantize(tokenizer.encode(target))
+        predicted = tokenizer.levels[proposal.logits.argmax(2)]
+        from_truth = from_truth & (astray < ASTRAY)
+        latent = torch.where(from_truth[:, None, None, None], true_latent, predicted)
+    drawn = tokenizer.decode(latent, proposal.moved)
+    reward_logits, end_logit = model.events(proposal.hidden, proposal.moved_latent, latent)
+    tokens = F.cross_entropy(proposal.logits.transpose(1, 2), tokenizer.indices(true_latent), reduction="none")
+    rewards = F.cross_entropy(reward_logits.flatten(0, 1), batch.rewards[:, t].flatten(), reduction="none")
+    ends = F.binary_cross_entropy_with_logits(end_logit, batch.ends[:, t], reduction="none")
+    losses = {
+        "moved": mean_valid(picture_error(proposal.moved, target, weights.edges), seen_alike),
+        "tokens": mean_valid(tokens, seen_alike),
+        "drawn": mean_valid(picture_error(drawn, target, weights.edges), seen_alike),
+        "reward": mean_valid(rewards.view(len(alike), -1), alike),
+        "end": mean_valid(ends, alike),
+    }
+    return losses, drawn
 
 
 def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWeights, generator: torch.Generator):
-    """Losses of an unroll on the model's own frames, the mean over the steps after `context` frames."""
-    steps = range(context - 1, batch.actions.shape[1])
-    belief = context_belief(model, batch, context, replay=len(steps) >= REPLAYED_FROM)
-    totals: dict[str, Tensor] = {}
+    """Losses of an unroll on the model's own frames, the mean over the steps after `context` frames.
+
+    A dream that is a pixel off the real camera cannot be compared with the real frames: it would learn to blur. So some
+    clips are guided by the real camera; the others go their own way, and their pictures count until they go astray.
+    """
+    device, steps = batch.pixels.device, range(context - 1, batch.actions.shape[1])
+    seen = sightings(batch)
+    belief = context_belief(model, batch, seen, context)
+    guided, from_truth = (
+        (torch.rand(len(batch.pixels), generator=generator) < share).to(device)
+        for share in (weights.guided, weights.true_tokens)
+    )
+    astray, totals = torch.zeros_like(belief.offset), {}
     for t in steps:
-        proposal = model.propose(belief, batch.actions[:, t])
-        draw = torch.rand(len(batch.pixels), generator=generator) < weights.true_tokens
-        losses, drawn = step_errors(model, proposal, batch, t, weights, draw.to(batch.pixels.device))
+        sighting = at(seen, t)
+        proposal = model.propose(belief, batch.actions[:, t], Sighting(sighting.motion, sighting.sure & guided))
+        astray = astray + torch.where(
+            (sighting.sure & ~guided)[:, None],
+            (belief.offset + proposal.motion - proposal.offset).detach() - sighting.motion.round(),
+            0,
+        )  # whole pixels dreamed and seen
+        losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, astray.abs().amax(1))
+        camera = camera_errors(proposal.estimate, belief.offset, sighting, guided)
+        losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value / len(steps)
         belief = model.commit(belief, proposal, drawn.clamp(-1, 1))
+        from_truth = (torch.rand(len(batch.pixels), generator=generator) < weights.true_tokens).to(device)
     some = batch.pixels[: -(-len(batch.pixels) // 4), 0]  # a quarter of the clips
     totals["codec"] = codec_error(model.tokenizer, some, weights.edges).mean()
     return totals

@@ -26,7 +26,7 @@ class Objective(nn.Module):
         if self.stage.trains == "tokenizer":
             return {"codec": codec_error(self.model.tokenizer, batch.pixels.flatten(0, 1), self.weights.edges).mean()}
         if self.stage.trains == "motion":
-            return motion_errors(self.model, batch, context)
+            return motion_errors(self.model, batch)
         return unroll_errors(self.model, batch, context, self.weights, generator)
 
 
@@ -44,7 +44,7 @@ def trained_parameters(model: WorldModel, stage: Stage) -> list[nn.Parameter]:
     if stage.trains == "dynamics":
         model.tokenizer.encoder.requires_grad_(False)
     if stage.trains == "motion":  # what composes the picture waits for its own stage
-        for part in (model.motion.merge, model.motion.refine, model.motion.layers, model.motion.up):
+        for part in model.motion.composing:
             part.requires_grad_(False)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 

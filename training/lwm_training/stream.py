@@ -53,8 +53,11 @@ class Shard:
         episode = np.stack(restarts, 1).cumsum(1)
         self.episode = np.concatenate([np.zeros((data.num_envs, 1), int), episode], 1)  # of every frame
 
-    def clips(self, rng: np.random.Generator, batch: int, length: int, min_steps: int) -> Clips:
-        """`batch` stretches of `length` steps, of which the first `min_steps` stay in one episode."""
+    def clips(
+        self, rng: np.random.Generator, batch: int, length: int, min_steps: int, event_share: float = 0.0
+    ) -> Clips:
+        """`batch` stretches of `length` steps, of which the first `min_steps` stay in one episode; about `event_share`
+        of them are drawn among those where a reward or an end follows these steps."""
         starts = max(0, self.actions.shape[1] - length + 1)
         first, last = self.episode[:, :starts], self.episode[:, min_steps:][:, :starts]
         rows, columns = np.nonzero(first == last)
@@ -64,6 +67,12 @@ class Shard:
                 f"episode. Set data.shard_steps higher, or the stage's context lower."
             )
         chosen = rng.integers(len(rows), size=batch)
+        if event_share:
+            before = np.cumsum(np.pad((self.rewards != 0).any(-1) | self.terminations, ((0, 0), (1, 0))), 1)
+            eventful = np.flatnonzero(before[rows, columns + length] > before[rows, columns + min_steps])
+            drawn = rng.random(batch) < event_share
+            if len(eventful):
+                chosen = np.where(drawn, eventful[rng.integers(len(eventful), size=batch)], chosen)
         row, column = rows[chosen][:, None], columns[chosen][:, None]
         steps, frames = column + np.arange(length), column + np.arange(length + 1)
         return Clips(
@@ -89,7 +98,9 @@ class Stream:
         if number != self._number or self._shard is None:
             seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 2)
             self._shard, self._number = Shard(self.spec, self.data, seed, self.split), number
-        return self._shard.clips(np.random.default_rng([self.seed, step]), batch, length, min_steps)
+        return self._shard.clips(
+            np.random.default_rng([self.seed, step]), batch, length, min_steps, self.data.event_share
+        )
 
 
 class Stored:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
@@ -15,7 +16,7 @@ from torch import Tensor
 from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, StorageError
 from lwm_env.presets import PRESETS
-from lwm_env.world_model import WorldModel
+from lwm_env.world_model import WEIGHTS, WorldModel
 from lwm_training.checkpoint import Checkpoint, flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
 from lwm_training.guard import LossGuard, Verdict
 from lwm_training.loss import LossWeights, as_batch, total_error
@@ -211,15 +212,26 @@ def make_accelerator(device: str) -> Accelerator:
 
 
 def _start(model: WorldModel, world: str) -> dict[str, Any]:
-    """Take the weights of a world of the same shape; returns what they were, for the provenance."""
-    found = WorldModel.load(world)
-    if found.config != model.config or found.spec.actions.dim != model.spec.actions.dim:
+    """Take from a world the weights that have the same name and shape; returns what they were, for the provenance."""
+    folder = worlds.find(world)
+    manifest = worlds.verify(folder)
+    given = safetensors.torch.load_file(folder / WEIGHTS)
+    own = model.state_dict()
+    fitting = {name: tensor for name, tensor in given.items() if name in own and tensor.shape == own[name].shape}
+    if not fitting:
         raise ConfigMismatch(
-            f"train.start = {world!r} is of another shape than the recipe's model. "
-            f"Give the recipe the same preset, overrides and actions, or start from another world."
+            f"train.start = {world!r} has no tensor of the same name and shape as the recipe's model. "
+            f"Give the recipe the same preset, or start from another world."
         )
-    model.load_state_dict(found.state_dict())
-    return {"weights": found.weights_hash, "stages": worlds.read_manifest(worlds.find(world)).provenance.get("stages")}
+    model.load_state_dict({**own, **{name: tensor.float() for name, tensor in fitting.items()}})
+    fresh = sorted(set(own) - set(fitting))
+    if fresh:
+        log.warning("%d of %d tensors start anew, %s has none of their shape: %s", len(fresh), len(own), world, fresh)
+    return {
+        "weights": manifest.files[WEIGHTS].sha256,
+        "fresh": fresh,
+        **{key: manifest.provenance.get(key) for key in ("stages", "started_from")},
+    }
 
 
 def train_world(recipe: Recipe, out: Path, device: str = "auto", resume: bool = True) -> Path:

@@ -23,7 +23,7 @@ from lwm_env.resident import Resident
 from lwm_env.spec import DiscreteActions
 from lwm_env.threads import one_thread
 
-__all__ = ["Engine", "Transition"]
+__all__ = ["CPU_ROWS", "Engine", "Transition"]
 PROMPT_CACHE_BYTES = 1 << 28  # of states that prompts of the world's bank lead to; to look one up is faster
 
 
@@ -57,7 +57,8 @@ class Engine:
             self.batch = Chunks(model, num_envs, rows or CPU_ROWS)
         else:
             wanted = os.environ.get("LWM_CUDA_GRAPH") != "0" if graph is None else graph
-            self.batch = Resident(model, num_envs, graph=wanted, dtype=dtype)
+            capturable = isinstance(model, torch.nn.Module)  # another runtime launches on streams of its own
+            self.batch = Resident(model, num_envs, graph=wanted and capturable, dtype=dtype)
         self.seeds = np.zeros(num_envs, np.int64)  # as `fold_seed` gives them
         self.episodes = np.full(num_envs, -1, np.int64)  # of the seed's stream; -1: never reset
         self.steps = np.zeros(num_envs, np.int64)  # since the reset

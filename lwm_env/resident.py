@@ -93,7 +93,7 @@ class Resident:
         for name, value in state.items():
             self._state[name].copy_(value)
         self._steps.add_(self._active)
-        return Transition(self._frames, *numbers)
+        return Transition(self._frames, *(x.float() if x.is_floating_point() else x for x in numbers))
 
     def _capture(self, temperature: float) -> None:
         """Capture a step at this temperature, which a graph holds as a constant. Changes no slot: none is active."""

@@ -357,6 +357,17 @@ def test_in_a_batch_written_in_place_a_failed_world_keeps_its_state_and_the_othe
     assert after[-len(before) // 2 :] == before[-len(before) // 2 :]
 
 
+def test_a_step_computed_in_bfloat16_keeps_the_types_of_state_and_numbers(model):
+    engine = resident(model, [0, 1], 1.0)
+    engine.batch.dtype = torch.bfloat16
+    types = {name: value.dtype for name, value in engine.batch.layout().items()}
+
+    result = engine.step(torch.ones(2, 1, dtype=torch.int64))
+
+    assert not result.failed.any() and result.rewards.dtype == result.end_prob.dtype == torch.float32
+    assert {name: value.dtype for name, value in engine.batch.layout().items()} == types
+
+
 # -- threads ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """The engine: the same bytes wherever a world is computed, counter-based randomness, snapshots."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ import torch
 from lwm_env import noise, snapshot
 from lwm_env.engine import Engine
 from lwm_env.errors import ConfigMismatch, CorruptFile, WrongOrder
+from lwm_env.resident import Resident
+from lwm_env.threads import share
 from lwm_env.world_model import Prompts, WorldModel
 
 
@@ -185,10 +189,9 @@ def test_numbers_that_are_not_finite_fail_their_slot_alone(model, rows):
     plan = plans(3, 3)
     control = dream(started(model, [0, 1, 2], rows=rows), plan)
     engine = started(model, [0, 1, 2], rows=rows)
-    index, row = divmod(1, rows)
-    motion = engine._chunks[index]["motion"].clone()
-    motion[row] = torch.nan
-    engine._chunks[index] = {**engine._chunks[index], "motion": motion}
+    facts, tensors = snapshot.decode(engine.get_state(1))
+    broken = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    engine.set_state(snapshot.encode(facts, {**tensors, broken: torch.full_like(tensors[broken], torch.nan)}), 1)
     last = engine.frames[1]
 
     result = engine.step(torch.from_numpy(plan[0])[:, None])
@@ -297,3 +300,115 @@ def test_tensors_of_every_kind_survive_a_snapshot():
 
     assert facts == {"a": 1}
     assert all(back[name].dtype == value.dtype and torch.equal(back[name], value) for name, value in tensors.items())
+
+
+# -- both kinds of batch ---------------------------------------------------------------------------------------------
+
+
+def resident(model: WorldModel, seeds: list[int], temperature: float) -> Engine:
+    """The engine as it is on CUDA without a graph, on a CPU."""
+    engine = Engine(model, len(seeds), temperature=temperature)
+    engine.batch = Resident(model, len(seeds))
+    engine.reset(np.ones(engine.num_envs, bool), seeds)
+    return engine
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tensors_written_in_place_give_the_bytes_of_a_chunk_of_as_many_rows(model, temperature):
+    plan, seeds = plans(8, 3), [5, 6, 7]
+    engine, chunk = resident(model, seeds, temperature), started(model, seeds, temperature=temperature, rows=3)
+
+    assert dream(engine, plan) == dream(chunk, plan)
+
+    for each in (engine, chunk):  # a masked reset, a fork, a world that stands still, a snapshot from the other kind
+        each.reset(np.array([True, False, False]), [9, None, None])
+        each.fork(0, [2])
+        each.step(torch.ones(3, 1, dtype=torch.int64), np.array([True, False, True]))
+    engine.set_state(chunk.get_state(2), 1), chunk.set_state(chunk.get_state(2), 1)
+    assert dream(engine, plan) == dream(chunk, plan)
+    assert [engine.get_state(i) for i in range(3)] == [chunk.get_state(i) for i in range(3)]
+
+
+def test_what_a_batch_written_in_place_handed_out_never_changes(model):
+    engine = resident(model, [0, 1], 1.0)
+    handed = [engine.frames, *engine.step(torch.zeros(2, 1, dtype=torch.int64))]
+    copies = [tensor.clone() for tensor in handed]
+
+    dream(engine, plans(5, 2))
+    engine.reset(np.ones(2, bool))
+
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(handed, copies, strict=True))
+    assert not any(tensor.is_inference() for tensor in handed)
+
+
+def test_in_a_batch_written_in_place_a_failed_world_keeps_its_state_and_the_others_go_on(model):
+    engine, control = resident(model, [0, 1], 0.0), resident(model, [0, 1], 0.0)
+    facts, tensors = snapshot.decode(engine.get_state(1))
+    broken = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    engine.set_state(snapshot.encode(facts, {**tensors, broken: torch.full_like(tensors[broken], torch.nan)}), 1)
+    actions, before = torch.ones(2, 1, dtype=torch.int64), engine.get_state(1)
+
+    result, expected = engine.step(actions), control.step(actions)
+
+    assert result.failed.tolist() == [False, True] and result.surprise[1] == 0
+    assert torch.equal(result.frames[0], expected.frames[0]) and torch.equal(result.surprise[0], expected.surprise[0])
+    after = engine.get_state(1)
+    assert snapshot.decode(after)[0]["steps"] == 1  # the time goes on, nothing else does
+    assert after[-len(before) // 2 :] == before[-len(before) // 2 :]
+
+
+def test_a_step_computed_in_bfloat16_keeps_the_types_of_state_and_numbers(model):
+    engine = resident(model, [0, 1], 1.0)
+    engine.batch.dtype = torch.bfloat16
+    types = {name: value.dtype for name, value in engine.batch.layout().items()}
+
+    result = engine.step(torch.ones(2, 1, dtype=torch.int64))
+
+    assert not result.failed.any() and result.rewards.dtype == result.end_prob.dtype == torch.float32
+    assert {name: value.dtype for name, value in engine.batch.layout().items()} == types
+
+
+# -- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_threads_that_share_the_chunks_change_no_byte(model):
+    before, plan = torch.get_num_threads(), plans(6, 7)
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(dream(started(model, list(range(7)), temperature=1.0), plan))
+    finally:
+        torch.set_num_threads(before)
+
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("error", [ValueError, IndexError])
+@pytest.mark.parametrize("at", [0, 9])
+def test_an_exception_in_a_thread_reaches_the_caller(error, at):
+    def work(index: int) -> int:
+        if index == at:
+            raise error
+        return index
+
+    with pytest.raises(error):
+        share(work, 10, 2)
+    assert share(lambda index: index * index, 10, 2) == [index * index for index in range(10)]
+
+
+def test_a_model_that_is_no_module_is_stepped_by_one_thread_unless_it_says_otherwise(model):
+    class Wrapped:
+        def __init__(self) -> None:
+            self.threads, self.inside = set(), model
+            self.spec, self.prompts, self.weights_hash = model.spec, model.prompts, model.weights_hash
+            self.noise_dim, self.reward_values, self.start = model.noise_dim, model.reward_values, model.start
+
+        def step(self, *arguments):
+            self.threads.add(threading.get_ident())
+            return model.step(*arguments)
+
+    wrapped, plan = Wrapped(), plans(3, 6)
+
+    assert dream(started(wrapped, list(range(6))), plan) == dream(started(model, list(range(6))), plan)
+    assert wrapped.threads == {threading.get_ident()}

@@ -2,7 +2,7 @@
 # Trains a world on a GPU machine that has Python 3.12 and torch but no network, in calls of less than 10 minutes.
 #
 #   training/gpu_train.sh pack WHEELS               where pip works: fetch what that machine lacks, about 45 MB
-#   training/gpu_train.sh WHEELS OUT [-o KEY=VALUE ...]  there: install, train on CoinRun, evaluate, pack into OUT
+#   training/gpu_train.sh WHEELS OUT [-o KEY=VALUE ...]  there: install, train on CoinRun, evaluate, bench, pack
 #
 # WHEELS "" stands for "all is installed already", as in a rehearsal on a CPU:
 #   MINUTES=1 CLIPS=4 HORIZON=8 training/gpu_train.sh "" /tmp/out -o train.batch_size=2
@@ -11,10 +11,10 @@
 # LIMIT    minutes that the training of this call may take at most (9); a run that is not over then goes on in the next call
 # CARRIED  the OUT of the call before, to go on from
 # RECIPE   (training/recipes/platformer.toml)     PYTHON  (python3)
-# CLIPS, HORIZON  of the evaluation (256, 60)
+# CLIPS, HORIZON  of the evaluation (256, 60)     BATCHES  of the bench (1,64,256,1024)
 #
 # OUT gets few files of at most 15 MiB: run.tar.aa, ab, ... (the checkpoint), world.tar, report.tar, report.json,
-# log.jsonl and train.log. The world is unpacked with `tar -xf world.tar`.
+# bench.json (and .png), log.jsonl and train.log. The world is unpacked with `tar -xf world.tar`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -98,4 +98,6 @@ fi
 cp "$work/report/report.json" "$out/"
 tar -cf "$out/report.tar" -C "$work" report
 tar -cf "$out/world.tar" -C "$run" world
+"$PYTHON" -m lwm_env.cli bench "$run/world" --batches "${BATCHES:-1,64,256,1024}" --seconds 3 --out "$out/bench.json" \
+  2>&1 | tee -a "$out/train.log" || echo "the bench failed; all else is done" >&2
 ls -l "$out"

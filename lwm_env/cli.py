@@ -44,6 +44,7 @@ class Mount(NamedTuple):
 MOUNTS = {
     "demo": Mount("lwm_env.demo", "demo", "Dream a world with a scripted player and write a video."),
     "doctor": Mount("lwm_env.doctor", "doctor", "Show versions, devices, extras and shipped worlds, and check them."),
+    "export": Mount("lwm_env.export.command", "export", "Write a world as one ONNX file, for other runtimes."),
     "collect": Mount("lwm_training.commands_data", "collect", "Record episodes of a real environment."),
     "data": Mount("lwm_training.commands_data", "data", "Look at, import and export recorded episodes."),
     "train": Mount("lwm_training.commands_train", "train", "Train a world from a recipe."),

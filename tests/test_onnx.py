@@ -1,6 +1,7 @@
 """The step as an ONNX file: parity with torch, the contract of the envs on it, and files that are not to be trusted."""
 
 import collections
+import json
 import sys
 import threading
 
@@ -10,17 +11,17 @@ import pytest
 import torch
 
 import lwm_env
-from lwm_env import worlds
+from lwm_env import cli, worlds
 from lwm_env.envs import LwmEnv, LwmVectorEnv
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, MissingExtra, StorageError
 from lwm_env.noise import episode_key, gumbel
-from lwm_env.world_model import WorldModel
+from lwm_env.world_model import Prompts, WorldModel
 
 onnx = pytest.importorskip("onnx", reason='needs the extra: pip install "lwm-env[onnx]"')
 pytest.importorskip("onnxscript", reason='needs the extra: pip install "lwm-env[onnx]"')
 pytest.importorskip("onnxruntime", reason='needs the extra: pip install "lwm-env[onnx]"')
 
-from lwm_env.export import graph, onnx_file, onnx_world  # noqa: E402
+from lwm_env.export import graph, onnx_file, onnx_world, quantize  # noqa: E402
 from lwm_env.export.onnx_file import Facts  # noqa: E402
 from lwm_env.export.onnx_world import OnnxWorld  # noqa: E402
 
@@ -299,3 +300,90 @@ def test_every_kind_of_env_takes_the_backend(endless):
     assert np.array_equal(parallel.step({"player_0": 2})[0]["player_0"], single.step(2)[0])
     with pytest.raises(InvalidInput, match="onnx"):
         LwmEnv(endless, backend="onxn")
+
+
+# -- int8 and the command --------------------------------------------------------------------------------------------
+
+
+def as_clips(folder, frames, actions):
+    np.savez(folder / "clips.npz", frames=frames, actions=actions)
+    return folder / "clips.npz"
+
+
+@pytest.mark.slow
+def test_int8_dreams_are_judged_against_real_frames(tiny, cached, tmp_path):
+    float32 = OnnxWorld(tiny, cached, 1)
+    file = tmp_path / "int8.onnx"
+    onnx_file.write(file, onnx_file.stamp(quantize.quantize(float32, tiny.prompts), Facts.of(tiny, precision="int8")))
+    int8 = OnnxWorld(tiny, file, 1)
+
+    check = quantize.compare(float32, int8, tiny.prompts)
+
+    used = {node.op_type for node in onnx.load(file).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= used
+    assert int8.session.metadata["lwm.precision"] == "int8"
+    assert (check.clips, check.steps) == (4, 2) and np.isfinite(check.drop)
+
+
+def test_pooled_psnr_is_of_the_mean_squared_error(tiny, cached):
+    world, bank = OnnxWorld(tiny, cached, 1), tiny.prompts
+    state = world.start(bank.frames[:1, :2], bank.actions[:1, :1])
+    frame = world.step(state, bank.actions[:1, 1])[1].frame
+
+    clips = Prompts(torch.cat([bank.frames[:1, :2], frame[:, None] ^ 1], 1), bank.actions[:1])
+
+    assert quantize.squared_error(world, clips, 2) == 1.0  # every number is off by one
+
+
+def test_int8_that_loses_too_much_is_refused_with_the_figures():
+    quantize.accept(quantize.Check(20.0, 19.71, 8, 60))
+    quantize.accept(quantize.Check(20.0, 21.0, 8, 60))
+    for int8 in (19.7, float("nan")):
+        with pytest.raises(ConfigMismatch, match="int8 is refused.*8 clips over 60 steps"):
+            quantize.accept(quantize.Check(20.0, int8, 8, 60))
+
+
+def test_clips_of_other_shapes_are_refused(tiny, tmp_path):
+    frames, actions = np.zeros((2, 5, 16, 16, 3), np.uint8), np.zeros((2, 4, 1), int)
+
+    assert quantize.read_clips(as_clips(tmp_path, frames, actions), tiny.spec).frames.shape == frames.shape
+    for bad in (
+        (frames[:, :, :8], actions),
+        (frames / 255, actions),
+        (frames, actions[..., 0]),
+        (frames[:, :1], actions),
+    ):
+        with pytest.raises(InvalidInput, match="expected uint8"):
+            quantize.read_clips(as_clips(tmp_path, *bad), tiny.spec)
+    (tmp_path / "clips.npz").write_bytes(b"nothing")
+    with pytest.raises(InvalidInput, match="not an .npz"):
+        quantize.read_clips(tmp_path / "clips.npz", tiny.spec)
+
+
+def test_the_command_writes_a_file_that_the_world_accepts(tiny, endless, tmp_path, capsys):
+    out = tmp_path / "two.onnx"
+
+    assert cli.main(["export", endless, "--to", "onnx", "--batch", "2", "--greedy", "--out", str(out), "--json"]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["bytes"], told["weights"]) == (out.stat().st_size, tiny.weights_hash)
+    assert not OnnxWorld(tiny, out, 2).sampled
+
+
+def test_the_command_tells_what_it_cannot_do(endless, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+
+    assert cli.main(["export", endless, "--clips", "x.npz"]) == 2
+    assert cli.main(["export", endless, "--to", "tflite"]) == 2
+    assert cli.main(["export", endless, "--int8"]) == 2
+    short = str(as_clips(tmp_path, np.zeros((2, 5, 16, 16, 3), np.uint8), np.zeros((2, 4, 1), int)))
+    int8 = ["export", endless, "--int8", "--clips", short, "--out", str(tmp_path / "x.onnx")]
+    assert cli.main([*int8, "--batch", "2"]) == cli.main(int8) == 1
+    assert cli.main(["export", endless, "--out", str(tmp_path / "file" / "x.onnx")]) == 1
+    told = capsys.readouterr().err
+    assert (
+        "one world at a time" in told
+        and "61 at least" in told
+        and "cannot be made" in told
+        and not (tmp_path / "x.onnx").exists()
+    )

@@ -45,6 +45,7 @@ MOUNTS = {
     "demo": Mount("lwm_env.demo", "demo", "Dream a world with a scripted player and write a video."),
     "doctor": Mount("lwm_env.doctor", "doctor", "Show versions, devices, extras and shipped worlds, and check them."),
     "bench": Mount("lwm_env.bench", "bench", "Measure how fast a world steps, and what share of the machine that is."),
+    "export": Mount("lwm_env.export.command", "export", "Write a world as one ONNX file, for other runtimes."),
     "collect": Mount("lwm_training.commands_data", "collect", "Record episodes of a real environment."),
     "data": Mount("lwm_training.commands_data", "data", "Look at, import and export recorded episodes."),
     "train": Mount("lwm_training.commands_train", "train", "Train a world from a recipe."),

@@ -50,7 +50,7 @@ BAD_OPTIONS = [
     {"frames": pictures(2), "actions": [0.5]}, {"frames": pictures(1), "actions": [0]}, {"frames": pictures(2)[:, :0]},
 ]  # fmt: skip
 BAD_ARGUMENTS = [
-    {"render_mode": "human"}, {"render_mode": 3}, {"backend": "onnx"}, {"backend": None}, {"output": "jax"},
+    {"render_mode": "human"}, {"render_mode": 3}, {"backend": "jax"}, {"backend": None}, {"output": "jax"},
     {"temperature": -1}, {"temperature": float("nan")}, {"temperature": "hot"}, {"temperature": True},
     {"device": "gpu"}, {"device": "meta"}, {"device": None}, {"device": "cuda:99"},
 ]  # fmt: skip
@@ -176,7 +176,7 @@ BAD_RESETS = [
 BAD_VECTOR_ARGUMENTS = [
     {"num_envs": 0}, {"num_envs": 2.0}, {"num_envs": True}, {"max_episode_steps": 0}, {"max_episode_steps": -2},
     {"autoreset_mode": "sometimes"}, {"autoreset_mode": None}, {"autoreset_mode": 3}, {"render_mode": "human"},
-    {"output": "list"}, {"temperature": -0.1}, {"backend": "onnx"}, {"device": "tpu"},
+    {"output": "list"}, {"temperature": -0.1}, {"backend": "jax"}, {"device": "tpu"},
 ]  # fmt: skip
 
 

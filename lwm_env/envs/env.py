@@ -30,12 +30,14 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         render_mode: None or "rgb_array".
         temperature: of the sampled tokens, >= 0; None takes the world's own.
-        backend: "torch".
+        backend: "torch", or "onnx" (the extra `onnx`): the step exported on first use to the user's cache directory and
+            run by ONNX Runtime. Bytes repeat within a backend; between the two a pixel may differ.
         output: "numpy", or "torch" for observations as tensors on the device.
 
     Raises:
         InvalidInput: an argument out of its range.
         UnknownWorld, CorruptFile, ConfigMismatch, StorageError: the world cannot be loaded, or has several players.
+        MissingExtra: ONNX Runtime is not installed.
     """
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 15}  # noqa: RUF012 (Gymnasium's own)

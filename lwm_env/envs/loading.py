@@ -4,20 +4,26 @@ import hashlib
 import threading
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from lwm_env import worlds
-from lwm_env.engine import Engine
+from lwm_env.engine import CPU_ROWS, Engine
 from lwm_env.envs import inputs
 from lwm_env.errors import ConfigMismatch, InvalidInput
 from lwm_env.spec import WorldSpec
 from lwm_env.world_model import WorldModel
 
+if TYPE_CHECKING:
+    from lwm_env.export.onnx_world import OnnxWorld
+
 RENDER_MODES = ["rgb_array"]
+BACKENDS = ["torch", "onnx"]
 
 _lock = threading.Lock()
 _models: weakref.WeakValueDictionary[tuple[str, str], WorldModel] = weakref.WeakValueDictionary()
+_onnx_worlds: "weakref.WeakValueDictionary[tuple[WorldModel, int], OnnxWorld]" = weakref.WeakValueDictionary()
 
 
 def choose_device(device: str) -> torch.device:
@@ -71,6 +77,23 @@ def load_world(world: str | Path, device: torch.device) -> WorldModel:
     return model
 
 
+def load_onnx(world: str | Path, device: torch.device, batch: int) -> "OnnxWorld":
+    """The same world with its step in ONNX Runtime, for `batch` worlds at a time, shared like `load_world`'s.
+
+    Raises:
+        MissingExtra: the extra `onnx` is not installed. CorruptFile, StorageError: the cached export is damaged or
+            cannot be written. And what `load_world` raises.
+    """
+    from lwm_env.export.onnx_world import open_cached
+
+    model = load_world(world, device)
+    with _lock:
+        opened = _onnx_worlds.get((model, batch))
+        if opened is None:
+            opened = _onnx_worlds[model, batch] = open_cached(model, batch)
+    return opened
+
+
 def open_engine(
     world: str, num_envs: int, device: str, temperature: float | None, modes: dict[str, str | None]
 ) -> Engine:
@@ -80,10 +103,14 @@ def open_engine(
         modes: render_mode, backend and output.
     """
     inputs.check_choice("render_mode", modes["render_mode"], [None, *RENDER_MODES])
-    inputs.check_choice("backend", modes["backend"], ["torch"])
+    inputs.check_choice("backend", modes["backend"], BACKENDS)
     inputs.check_choice("output", modes["output"], ["numpy", "torch"])
     num_envs, temperature = inputs.check_count("num_envs", num_envs), inputs.check_temperature(temperature)
-    return Engine(load_world(world, choose_device(device)), num_envs, temperature=temperature)
+    chosen = choose_device(device)
+    if modes["backend"] == "torch":
+        return Engine(load_world(world, chosen), num_envs, temperature=temperature)
+    rows = CPU_ROWS if chosen.type == "cpu" else num_envs
+    return Engine(load_onnx(world, chosen, rows), num_envs, temperature=temperature, rows=rows)
 
 
 def check_single_player(spec: WorldSpec) -> None:

@@ -42,6 +42,7 @@ class Mount(NamedTuple):
 
 
 MOUNTS = {
+    "agent": Mount("lwm_agents.commands", "agent", "Train a policy inside a world, and measure it there and outside."),
     "demo": Mount("lwm_env.demo", "demo", "Dream a world with a scripted player and write a video."),
     "doctor": Mount("lwm_env.doctor", "doctor", "Show versions, devices, extras and shipped worlds, and check them."),
     "collect": Mount("lwm_training.commands_data", "collect", "Record episodes of a real environment."),

@@ -1,9 +1,10 @@
-"""A learned world model that is an environment: importing registers every shipped world with Gymnasium.
+"""A learned world model that is an environment: importing registers every shipped world with Gymnasium and PettingZoo.
 
 The import stays light: it reads the small `world.json` of each world; torch is imported at the first `gym.make`.
 """
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,17 +29,38 @@ def _register_shipped_worlds() -> None:
     for manifest in sorted(Path(__file__).parent.glob("worlds/*/world.json")):
         try:
             spec = json.loads(manifest.read_bytes())["spec"]
-            world_id, max_episode_steps = spec["id"], spec["max_episode_steps"]
-            gym.register(
-                id=world_id,
-                entry_point="lwm_env.envs.env:LwmEnv",
-                vector_entry_point="lwm_env.envs.vector_env:LwmVectorEnv",
-                max_episode_steps=max_episode_steps,
-                kwargs={"world": manifest.parent.name},
-            )
+            _register(spec["id"], spec["max_episode_steps"], manifest.parent.name)
         except (OSError, ValueError, LookupError, TypeError, gym.error.Error) as error:
             # One damaged world must not take the others, or `lwm doctor`, with it.
             warnings.warn(f"{manifest} is damaged and is not registered ({error}). Run `lwm doctor`.", stacklevel=2)
+
+
+def _register(world_id: str, max_episode_steps: int, world: str) -> None:
+    """`LWM-Name-v0` for Gymnasium, `lwm/name-v0` for PettingZoo."""
+    gym.register(
+        id=world_id,
+        entry_point="lwm_env.envs.env:LwmEnv",
+        vector_entry_point="lwm_env.envs.vector_env:LwmVectorEnv",
+        max_episode_steps=max_episode_steps,
+        kwargs={"world": world},
+    )
+    registry = _pettingzoo()
+    name = f"lwm/{world_id.lower().removeprefix('lwm-')}"
+    for kind in ("parallel", "aec"):
+        entry_point = f"lwm_env.envs.parallel_env:{kind}_entry_point"
+        registry.register(kind, name, entry_point, max_cycles=max_episode_steps, kwargs={"world": world})
+
+
+def _pettingzoo() -> Any:
+    """PettingZoo's registry (20 ms). Its import would turn off the sound of every game of this process."""
+    sound = os.environ.get("SDL_AUDIODRIVER")
+    from pettingzoo import env_registry
+
+    if sound is None:
+        os.environ.pop("SDL_AUDIODRIVER", None)
+    else:
+        os.environ["SDL_AUDIODRIVER"] = sound
+    return env_registry
 
 
 _register_shipped_worlds()

@@ -42,6 +42,7 @@ class Mount(NamedTuple):
 
 
 MOUNTS = {
+    "agent": Mount("lwm_agents.commands", "agent", "Train a policy inside a world, and measure it there and outside."),
     "demo": Mount("lwm_env.demo", "demo", "Dream a world with a scripted player and write a video."),
     "doctor": Mount("lwm_env.doctor", "doctor", "Show versions, devices, extras and shipped worlds, and check them."),
     "bench": Mount("lwm_env.bench", "bench", "Measure how fast a world steps, and what share of the machine that is."),

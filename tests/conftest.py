@@ -1,4 +1,4 @@
-"""What several tests share: a tiny world on disk, with random weights, that steps in a millisecond."""
+"""What several tests share: tiny worlds on disk, with random weights, that step in a millisecond."""
 
 from pathlib import Path
 
@@ -55,5 +55,46 @@ def tiny_world(tmp_path_factory, tiny_config, tiny_spec) -> Path:
         actions=torch.randint(0, tiny_spec.actions.dim, (4, 2, 1), generator=generator),
     )
     path = tmp_path_factory.mktemp("worlds") / "tiny"
+    model.save(path, provenance={"data": "random weights of the tests"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def enliven():
+    """Changes the weights of a model so that pictures follow the actions and half of the rewards are the higher one."""
+    import torch
+
+    def change(model) -> None:
+        model.eval().requires_grad_(False)
+        for weight in model.parameters():
+            if not weight.any():
+                torch.nn.init.normal_(weight, std=0.3)
+        last, odds = model.events.out[-1], []
+        last.weight.mul_(30)
+        state = model.start(model.prompts.frames, model.prompts.actions)
+        for step in range(6):
+            state, output = model.step(state, model.prompts.actions[:, step % 2])
+            odds.append(output.reward_probs.clamp(min=1e-30).log().diff().squeeze(-1))
+        players, values = output.reward_probs.shape[1:]
+        last.bias[: players * values].view(players, values)[:, 1] -= torch.cat(odds).median(0).values
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def duel_world(tmp_path_factory, tiny_config, tiny_spec, enliven) -> Path:
+    """A tiny world of two players, each with rewards of its own, whose episodes end by time alone."""
+    import torch
+
+    from lwm_env.world_model import Prompts, WorldModel
+
+    changes = {"id": "LWM-Duel-v0", "players": ("left", "right"), "termination_threshold": 1.0, "temperature": 1.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WorldModel(tiny_config, tiny_spec.model_copy(update=changes))
+        frames = torch.randint(0, 256, (4, 3, 16, 16, 3), dtype=torch.uint8)
+        model.prompts = Prompts(frames, torch.randint(0, 3, (4, 2, 2)))
+        enliven(model)
+    path = tmp_path_factory.mktemp("worlds") / "duel"
     model.save(path, provenance={"data": "random weights of the tests"})
     return path

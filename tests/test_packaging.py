@@ -46,7 +46,7 @@ def python(code: str) -> str:
 def test_importing_is_light():
     loaded = python("import sys, lwm_env; print(*sys.modules)").split()
 
-    assert not {"torch", "pydantic", "pettingzoo", "click", "h5py", "PIL", "matplotlib"} & set(loaded)
+    assert not {"torch", "pydantic", "click", "h5py", "PIL", "matplotlib"} & set(loaded)
 
 
 def test_importing_costs_little_more_than_gymnasium():

@@ -1,42 +1,104 @@
 """The PettingZoo env: its own checks, several players in one world, misuse."""
 
+import functools
+import os
 import pickle
+import subprocess
+import sys
+import threading
 import warnings
 
+import gymnasium as gym
 import numpy as np
+import pettingzoo
 import pytest
 import torch
-from pettingzoo.test import parallel_api_test, parallel_seed_test
+from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test
 
 from lwm_env.envs import LwmEnv
-from lwm_env.envs.parallel_env import LwmParallelEnv
+from lwm_env.envs.parallel_env import LwmParallelEnv, aec_entry_point
 from lwm_env.errors import InvalidInput, WrongOrder
-from lwm_env.world_model import Prompts, WorldModel
+from lwm_env.world_model import WorldModel
+
+SHIPPED = [name for name, spec in pettingzoo.parallel_registry.items() if spec.namespace == "lwm"]
 
 
 @pytest.fixture(scope="module")
-def duel(tiny_config, tiny_spec, tmp_path_factory) -> str:
-    """A tiny world of two players, whose episodes end by time alone."""
-    spec = tiny_spec.model_copy(update={"players": ("left", "right"), "termination_threshold": 1.0, "temperature": 1.0})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = WorldModel(tiny_config, spec).requires_grad_(False)
-        for weight in model.parameters():
-            if not weight.any():
-                torch.nn.init.normal_(weight, std=0.3)
-        frames = torch.randint(0, 256, (4, 3, 16, 16, 3), dtype=torch.uint8)
-        model.prompts = Prompts(frames, torch.randint(0, 3, (4, 2, 2)))
-    path = tmp_path_factory.mktemp("worlds") / "duel"
-    model.save(path, provenance={})
-    return str(path)
+def duel(duel_world) -> str:
+    """The world of two players."""
+    return str(duel_world)
+
+
+def check_parallel(make, num_cycles: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parallel_api_test(make(), num_cycles=num_cycles)
+        parallel_seed_test(make, num_cycles=10)
+
+
+# -- conformance -----------------------------------------------------------------------------------------------------
 
 
 def test_pettingzoos_checks_have_nothing_to_say(duel, tiny_world):
     for world in (duel, str(tiny_world)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            parallel_api_test(LwmParallelEnv(world), num_cycles=60)
-            parallel_seed_test(lambda world=world: LwmParallelEnv(world), num_cycles=10)
+        check_parallel(functools.partial(LwmParallelEnv, world), 60)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_pettingzoos_checks_have_nothing_to_say_about_a_shipped_world(name):
+    check_parallel(functools.partial(pettingzoo.make, "parallel", name), 20)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_world_can_be_played_in_turns(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        api_test(pettingzoo.make("aec", name), num_cycles=10)
+
+
+def test_turns_of_two_players_are_one_step_of_their_world(duel):
+    turns, parallel = aec_entry_point(duel), LwmParallelEnv(duel)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "We recommend agents to be named")  # left and right are better
+        api_test(aec_entry_point(duel), num_cycles=20)
+    turns.reset(seed=0)
+    parallel.reset(seed=0)
+
+    turns.step(1)
+    turns.step(2)
+
+    assert (turns.observe("left") == parallel.step({"left": 1, "right": 2})[0]["left"]).all()
+
+
+def test_every_shipped_world_is_registered_under_its_name_in_lower_case():
+    ids = [name for name, spec in gym.registry.items() if spec.entry_point == "lwm_env.envs.env:LwmEnv"]
+    shipped = [name for name in ids if name.startswith("LWM-")]
+
+    assert [name.lower().replace("lwm-", "lwm/", 1) for name in shipped] == SHIPPED
+    assert set(SHIPPED) <= set(pettingzoo.aec_registry)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_pettingzoos_make_passes_the_limit_of_cycles(name):
+    spec = pettingzoo.spec("parallel", name)
+
+    limits = [pettingzoo.make("parallel", name, max_cycles=limit).max_cycles for limit in (None, -1, 7)]
+
+    assert limits == [spec.max_cycles, None, 7]
+    assert spec.max_cycles == pettingzoo.make("parallel", name).world_spec.max_episode_steps
+
+
+def test_importing_lwm_env_leaves_the_sound_of_games_alone():
+    code = "import os, lwm_env; print(os.environ.get('SDL_AUDIODRIVER'))"
+    for sound in (None, "alsa"):
+        environment = {name: value for name, value in os.environ.items() if name != "SDL_AUDIODRIVER"}
+        environment |= {} if sound is None else {"SDL_AUDIODRIVER": sound}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == str(sound)
+
+
+# -- players ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_world_of_one_player_is_an_env_of_one_agent(tiny_world):
@@ -61,6 +123,18 @@ def test_every_player_matters_and_sees_a_copy_of_the_same_frame(duel):
         assert not np.shares_memory(observations["left"], observations["right"])
 
     assert len(set(frames)) == 3
+
+
+def test_every_player_has_rewards_of_its_own(duel):
+    env, rewards = LwmParallelEnv(duel, max_cycles=-1), []
+    env.reset(seed=0)
+    for left, right in np.random.default_rng(0).integers(0, 3, (60, 2)).tolist():
+        given = env.step({"left": left, "right": right})[1]
+        rewards.append((given["left"], given["right"]))
+
+    assert all(type(reward) is float for pair in rewards for reward in pair)
+    assert {(0.0, 10.0), (10.0, 0.0)} & set(rewards)
+    assert len(set(rewards)) >= 2
 
 
 def test_the_episode_ends_for_all_at_its_limit_of_cycles(duel):
@@ -92,12 +166,68 @@ def test_a_pickle_and_a_snapshot_resume(duel):
     env, fresh = LwmParallelEnv(duel), LwmParallelEnv(duel)
     env.reset(seed=0)
     env.step({"left": 1, "right": 2})
+    env.max_cycles = 9
     copy = pickle.loads(pickle.dumps(env))
+    assert copy.max_cycles == 9
+    assert copy.action_space("left").sample() == env.action_space("left").sample()
     fresh.set_state(env.get_state())
 
     frames = [other.step({"left": 0, "right": 2})[0]["left"].tobytes() for other in (env, copy, fresh)]
 
     assert len(set(frames)) == 1
+
+
+def test_tensors_come_out_and_go_in_on_request(duel):
+    env, control = LwmParallelEnv(duel, output="torch"), LwmParallelEnv(duel)
+    env.reset(seed=0)
+    control.reset(seed=0)
+
+    observations = env.step({"left": torch.tensor(1), "right": torch.tensor(2)})[0]
+
+    assert all(frame.dtype == torch.uint8 for frame in observations.values())
+    assert (observations["left"].numpy() == control.step({"left": 1, "right": 2})[0]["left"]).all()
+    observations["left"].zero_()
+    assert observations["right"].any() and env.state().any()
+
+
+def test_two_threads_take_turns(duel):
+    env, control, failures = LwmParallelEnv(duel, max_cycles=-1), LwmParallelEnv(duel, max_cycles=-1), []
+
+    def play(env, num_steps):
+        try:
+            for _ in range(num_steps):
+                env.step({"left": 1, "right": 2})
+        except Exception as error:
+            failures.append(error)
+
+    env.reset(seed=0)
+    threads = [threading.Thread(target=play, args=(env, 15)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    control.reset(seed=0)
+    play(control, 30)
+
+    assert not failures and env.get_state() == control.get_state()
+
+
+def test_weights_that_are_not_finite_end_the_episode_for_all(duel, tmp_path):
+    model = WorldModel.load(duel)
+    for weight in model.parameters():
+        weight.fill_(torch.nan)
+    model.save(tmp_path / "broken", provenance={})
+    env = LwmParallelEnv(str(tmp_path / "broken"))
+    before, _ = env.reset(seed=0)
+
+    observations, rewards, terminations, truncations, infos = env.step({"left": 1, "right": 2})
+
+    assert all(infos[agent]["error"] and truncations[agent] and not terminations[agent] for agent in before)
+    assert all((observations[agent] == before[agent]).all() and rewards[agent] == 0 for agent in before)
+    assert env.agents == []
+
+
+# -- misuse ----------------------------------------------------------------------------------------------------------
 
 
 BAD_ACTIONS = [

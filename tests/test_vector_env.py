@@ -20,17 +20,14 @@ MODES = list(AutoresetMode)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_config, tiny_spec) -> str:
+def world(tmp_path_factory, tiny_config, tiny_spec, enliven) -> str:
     """A tiny world whose pictures follow the actions, with rewards, and with an end about every tenth step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = WorldModel(tiny_config, tiny_spec).eval().requires_grad_(False)
-        for weight in model.parameters():
-            if not weight.any():
-                torch.nn.init.normal_(weight, std=0.3)
-        model.events.out[-1].weight.mul_(30)
+        model = WorldModel(tiny_config, tiny_spec)
         frames = torch.randint(0, 256, (6, 3, 16, 16, 3), dtype=torch.uint8)
         model.prompts = Prompts(frames, torch.randint(0, 3, (6, 2, 1)))
+        enliven(model)
     folder = tmp_path_factory.mktemp("lively")
     model.save(folder / "draft", provenance={})
     model = WorldModel.load(folder / "draft")
@@ -87,22 +84,26 @@ def follow(envs, actions: np.ndarray) -> list[bytes]:
 # -- equal to the single env -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES[:2])
-@pytest.mark.parametrize("num_envs", [1, 3])
-def test_make_vec_equals_sync_over_many_episodes(mode, num_envs):
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("num_envs", "num_steps"), [(1, 60), (3, 500)])
+def test_make_vec_equals_sync_over_500_steps(mode, num_envs, num_steps):
     ours = gym.make_vec(LIVELY, num_envs=num_envs, autoreset_mode=mode)
     theirs = gym.make_vec(LIVELY, num_envs=num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
     assert isinstance(ours, LwmVectorEnv) and isinstance(theirs, SyncVectorEnv)
 
     first, second = ours.reset(seed=3), theirs.reset(seed=3)
     assert same(first[0], second[0]) and same(first[1], second[1])
-    terminated = truncated = 0
-    for actions in plan(80, num_envs):
+    terminated = truncated = rewarded = 0
+    for actions in plan(num_steps, num_envs):
         first, second = ours.step(actions), theirs.step(actions)
         assert all(same(x, y) for x, y in zip(first, second, strict=True))
-        terminated, truncated = terminated + first[2].sum(), truncated + first[3].sum()
+        ended = first[2] | first[3]
+        terminated, truncated, rewarded = terminated + first[2].sum(), truncated + first[3].sum(), rewarded + first[1]
+        if mode == AutoresetMode.DISABLED and ended.any():
+            renewed = [envs.reset(options={"reset_mask": ended.copy()}) for envs in (ours, theirs)]
+            assert same(renewed[0][0], renewed[1][0])
 
-    assert terminated and (truncated or num_envs == 1)
+    assert terminated and rewarded.any() and (truncated or num_envs == 1)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

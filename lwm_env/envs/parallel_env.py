@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from gymnasium.utils import EzPickle
 from gymnasium.utils.seeding import np_random
-from pettingzoo import ParallelEnv
+from pettingzoo import AECEnv, ParallelEnv
 
 from lwm_env.engine import Engine
 from lwm_env.envs import facts, inputs
@@ -163,8 +163,9 @@ class LwmParallelEnv(ParallelEnv[str, Any, Any], EzPickle):
     def set_state(self, state: bytes) -> None:
         """Continue from what `get_state` returned; see `LwmEnv.set_state`."""
         engine = self._open()
-        engine.set_state(state, 0)
-        self.agents = [] if engine.ended[0] else list(self.possible_agents)
+        with engine.lock:
+            engine.set_state(state, 0)
+            self.agents = [] if engine.ended[0] else list(self.possible_agents)
 
     def __getstate__(self) -> dict[str, Any]:
         engine = self._engine
@@ -172,10 +173,12 @@ class LwmParallelEnv(ParallelEnv[str, Any, Any], EzPickle):
             **super().__getstate__(),
             "closed": engine is None,
             "snapshot": engine.get_state(0) if engine and engine.ready[0] else None,
+            "attributes": {name: self.__dict__[name] for name in _KEPT},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.update(state["attributes"])
         if state["closed"]:
             self.close()
         elif state["snapshot"] is not None:
@@ -192,3 +195,18 @@ class LwmParallelEnv(ParallelEnv[str, Any, Any], EzPickle):
 
     def _infos(self, infos: facts.Infos) -> dict[str, dict[str, Any]]:
         return {agent: {name: values[0].item() for name, values in infos.items()} for agent in self.possible_agents}
+
+
+_KEPT = ("max_cycles", "observation_spaces", "action_spaces")
+
+
+def parallel_entry_point(world: str, *, max_cycles: int = -1, **options: Any) -> LwmParallelEnv:
+    """For PettingZoo's registry, which passes the limit of its spec, and none to say that there is no limit."""
+    return LwmParallelEnv(world, max_cycles=max_cycles, **options)
+
+
+def aec_entry_point(world: str, *, max_cycles: int = -1, **options: Any) -> AECEnv:
+    """The same with agents that act in turns; the world goes on once all have acted."""
+    from pettingzoo.utils.conversions import parallel_to_aec
+
+    return parallel_to_aec(LwmParallelEnv(world, max_cycles=max_cycles, **options))

@@ -1,0 +1,108 @@
+"""A trained policy on disk: a folder of `policy.safetensors` and `agent.json`, written in one move. No pickle."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from stable_baselines3 import PPO
+from torch import Tensor
+
+from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, StorageError, UnknownWorld
+from lwm_env.worlds.storage import previous_folder, replace_folder
+
+FORMAT = 1
+POLICY, FACTS = "policy.safetensors", "agent.json"
+MIN_CNN_SIDE = 36  # pixels, of SB3's NatureCNN
+
+
+def make_ppo(envs: Any, seed: int = 0, device: str = "auto", folder: Path | None = None, **settings: Any) -> PPO:
+    """PPO with settings for small frames; `settings` go to SB3's PPO, `folder` is TensorBoard's."""
+    policy = "CnnPolicy" if min(sorted(envs.observation_space.shape)[1:]) >= MIN_CNN_SIDE else "MlpPolicy"
+    batch = 128 if envs.num_envs % 2 else 256  # divides every rollout
+    defaults = {"n_steps": 128, "batch_size": batch, "n_epochs": 3, "learning_rate": 3e-4, "ent_coef": 0.01}
+    board = None if folder is None else str(folder)
+    return PPO(policy, envs, seed=seed, device=device, tensorboard_log=board, **{**defaults, **settings})
+
+
+def save_agent(folder: Path, model: PPO, facts: Mapping[str, Any]) -> None:
+    """Write weights, optimizer state and facts; a kill leaves what was there before.
+
+    Raises:
+        InvalidInput: the folder holds something else, or the weights are not finite.
+        StorageError: the disk is full or read-only.
+    """
+    if folder.exists() and not (folder / FACTS).is_file() and any(folder.iterdir()):
+        raise InvalidInput(f"{folder} exists and is no agent. Name another folder, or empty it.")
+    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    for index, entry in model.policy.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise InvalidInput("the policy holds NaN or infinity, which is never saved. Resume with a lower learning rate.")
+    spaces = {"observations": str(model.observation_space), "actions": str(model.action_space)}
+    told = {"format": FORMAT, "num_timesteps": model.num_timesteps, "spaces": spaces, **facts}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        files = {POLICY: safetensors.torch.save(tensors), FACTS: json.dumps(told, indent=1).encode()}
+        replace_folder(folder.resolve(), files, dropped={POLICY, FACTS})
+    except OSError as error:
+        raise StorageError(f"{folder} could not be written: {error}. What was there before is intact.") from error
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `save_agent` was told, with `num_timesteps` and `spaces`.
+
+    Raises:
+        UnknownWorld: no agent there.
+        CorruptFile, ConfigMismatch: not JSON, or of another format.
+    """
+    try:
+        facts = json.loads((_settled(folder) / FACTS).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnknownWorld(f"{folder} has no {FACTS}. Train an agent with: lwm agent train WORLD") from error
+    except ValueError as error:
+        raise CorruptFile(f"{folder / FACTS} is damaged ({error}). Train the agent anew.") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise ConfigMismatch(f"{folder / FACTS} is not of format {FORMAT}. Use the version of lwm-env that wrote it.")
+    return facts
+
+
+def load_agent(folder: Path, model: PPO) -> dict[str, Any]:
+    """Put the saved weights, optimizer state and step count into a PPO of the same spaces; returns the facts.
+
+    Raises:
+        ConfigMismatch: the agent has other spaces than the model's envs.
+        UnknownWorld, CorruptFile: no agent there, or a damaged one; see `read_facts`.
+    """
+    facts = read_facts(folder)
+    here = {"observations": str(model.observation_space), "actions": str(model.action_space)}
+    if facts.get("spaces") != here:
+        raise ConfigMismatch(f"the agent in {folder} has the spaces {facts.get('spaces')}, the world has {here}.")
+    try:
+        tensors = safetensors.torch.load((_settled(folder) / POLICY).read_bytes())
+        weights = {name.removeprefix("policy."): x for name, x in tensors.items() if name.startswith("policy.")}
+        model.policy.load_state_dict(weights)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name in (name for name in tensors if name.startswith("optimizer.")):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensors[name]
+        groups = model.policy.optimizer.state_dict()["param_groups"]
+        model.policy.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        model.num_timesteps = int(facts["num_timesteps"])
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise CorruptFile(f"the agent in {folder} is damaged ({error!s:.200}). Train it anew.") from error
+    return facts
+
+
+def _settled(folder: Path) -> Path:
+    """The folder itself, or what it was if a writer was killed between its two renames."""
+    return folder if folder.exists() or not previous_folder(folder).exists() else previous_folder(folder)
+
+
+def choose_device(device: str) -> str:
+    """The device of the policy: "auto" is CUDA where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -1,0 +1,109 @@
+"""`lwm agent`: policies that learn inside a world.
+
+The real game comes from a function that is named, not imported: `lwm_agents` and `lwm_training` know nothing of each
+other, and another maker of real envs is one option away.
+"""
+
+import json
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lwm_env.errors import InvalidInput, LwmError
+
+REAL_ENV = "lwm_training.real:make_real_vec"  # called with the world, num_envs, seed, split and autoreset_mode
+
+
+@click.group()
+def agent() -> None:
+    """Train a policy inside a world, and measure it there and outside."""
+
+
+@agent.command()
+@click.argument("world")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run [runs/agent-WORLD].")
+@click.option("--steps", "num_steps", type=click.IntRange(1), default=200_000, show_default=True, help="Of all envs.")
+@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=16, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--horizon", type=click.IntRange(1), help="Steps until a dream is cut; the world's time limit by default."
+)
+@click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
+@click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the run's last checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool, **config: Any) -> None:
+    """Train a policy by PPO inside WORLD (an id or a folder). The run may be stopped and started again."""
+    from lwm_agents.imagination import ImaginationConfig, train_in_dream
+
+    folder = out or _default_folder(world)
+    model = train_in_dream(world, folder, ImaginationConfig(**config), device, resume)
+    if as_json:
+        click.echo(json.dumps({"agent": str(folder / "agent"), "num_timesteps": model.num_timesteps}))
+    else:
+        click.echo(f"{folder / 'agent'}\nMeasure it with: lwm agent evaluate {world} --agent {folder / 'agent'}")
+
+
+@agent.command()
+@click.argument("world")
+@click.option("--agent", "path", type=click.Path(path_type=Path), help="Its folder [runs/agent-WORLD/agent].")
+@click.option("--where", type=click.Choice(["dream", "real", "both"]), default="both", show_default=True)
+@click.option("--episodes", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=16, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--split", default="validation", show_default=True, help="Whose levels of the real game.")
+@click.option("--deterministic", is_flag=True, help="The likeliest action instead of a drawn one.")
+@click.option("--real", default=REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def evaluate(world: str, path: Path | None, where: str, as_json: bool, **options: Any) -> None:
+    """Returns of an agent and of random actions in WORLD, and in the real game it was learned from."""
+    from lwm_agents.agent import choose_device, load_agent, make_ppo
+    from lwm_agents.imagination import play
+    from lwm_agents.sb3 import SB3VecEnv
+
+    path, rows = path or _default_folder(world) / "agent", {}
+    for place in ("dream", "real") if where == "both" else (where,):
+        envs = _dream(world, options) if place == "dream" else _real(world, options)
+        try:
+            model = make_ppo(SB3VecEnv(envs), device=choose_device(options["device"]))
+            load_agent(path, model)
+            chosen = {"num_episodes": options["episodes"], "seed": options["seed"]}
+            rows[f"{place}, agent"] = play(model, envs, deterministic=options["deterministic"], **chosen)
+            rows[f"{place}, random"] = play(None, envs, **chosen)
+        finally:
+            envs.close()
+    if as_json:
+        click.echo(json.dumps({"world": world, "agent": str(path), "results": rows}))
+        return
+    for name, row in rows.items():
+        click.echo(f"{name:14} return {row['mean']:.3f} ±{row['interval']:.3f}  length {row['length']:.0f}")
+
+
+def _default_folder(world: str) -> Path:
+    return Path("runs") / f"agent-{Path(world).name}"
+
+
+def _dream(world: str, options: dict[str, Any]) -> Any:
+    from lwm_agents.sb3 import SB3VecEnv
+
+    return SB3VecEnv(world, options["num_envs"], device=options["device"]).envs
+
+
+def _real(world: str, options: dict[str, Any]) -> Any:
+    make = _resolve(options["real"])
+    arguments = {"num_envs": options["num_envs"], "seed": options["seed"], "split": options["split"]}
+    return make(world, autoreset_mode="SameStep", **arguments)
+
+
+def _resolve(name: str) -> Callable[..., Any]:
+    try:
+        return pkgutil.resolve_name(name)
+    except LwmError:
+        raise
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInput(f"--real {name!r:.80} cannot be imported ({error}). Give MODULE:FUNCTION.") from error

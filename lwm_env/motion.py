@@ -50,7 +50,7 @@ class Motion(nn.Module):
         self.older = Pointwise(4 * pixels * self.num_older, wide) if self.num_older > 0 else None
         self.down = Pointwise(4 * dim, wide)
         self.condition = nn.Sequential(nn.Linear(action_dim + 2 + config.carry_dim, wide), nn.SiLU())
-        self.fraction = nn.Linear(2, wide, bias=False)
+        self.fraction = nn.Linear(4, wide, bias=False)
         self.films = nn.ModuleList([nn.Linear(wide, 2 * wide) for _ in range(config.bottleneck_blocks)])
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
@@ -80,15 +80,18 @@ class Motion(nn.Module):
     def estimate(
         self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor, carry: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames (B, K, 3, H, W), embedded action (B, A), the motion before and the fraction of a pixel left over
-        (B, 2) each, and what was carried (B, carry_dim) -> features (B, 2C, h, w), motion (B, 2) in pixels, and what to
-        carry on."""
+        """Frames (B, K, 3, H, W), embedded action (B, A), the motion before and its correction (B, 2 + 2), the fraction
+        of a pixel left over (B, 2), and what was carried (B, carry_dim) -> features (B, 2C, h, w), motion (B, 2) in
+        pixels, and what to carry on."""
         recent = self.recent(F.pixel_unshuffle(frames[:, -2:].flatten(1, 2), self.patch))
         x = self.down(F.pixel_unshuffle(F.silu(recent), 2))
         if self.older is not None:
             x = x + self.older(F.pixel_unshuffle(frames[:, : self.num_older].flatten(1, 2), 2 * self.patch))
         enter, activate = self.condition
-        condition = activate(enter(torch.cat([action, motion / 4, carry], 1)) + self.fraction(offset))
+        before, correction = motion.chunk(2, dim=1)
+        condition = activate(
+            enter(torch.cat([action, before / 4, carry], 1)) + self.fraction(torch.cat([offset, correction], 1))
+        )
         for index, (block, film) in enumerate(zip(self.blocks, self.films, strict=True)):
             x = block(x, film(condition))
             if index < len(self.attention):

@@ -34,7 +34,8 @@ WEIGHTS, PROMPTS = "model.safetensors", "prompts.safetensors"
 
 class Belief(NamedTuple):
     """Frames (B, K, 3, H, W) in [-1, 1], the canvas as it was before the last frame and its fractional offset (B, 2),
-    the last motion (B, 2), and what the motion model carries from step to step (B, carry_dim)."""
+    the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what the motion model carries from
+    step to step (B, carry_dim)."""
 
     frames: Tensor
     canvas: Tensor
@@ -48,7 +49,7 @@ class Anticipation(NamedTuple):
 
     features: Tensor  # (B, 2C, h, w)
     estimate: Tensor  # (B, 2) motion of the camera in pixels, as the network thinks
-    motion: Tensor  # (B, 2) the same, corrected by what was seen
+    motion: Tensor  # (B, 2 + 2) the same, and how what was seen corrected it
     carry: Tensor  # (B, carry_dim)
     canvas: Tensor  # moved, and the fraction of a pixel left over
     offset: Tensor
@@ -133,28 +134,30 @@ class WorldModel(nn.Module):
         still = picture.new_zeros(len(picture), 2)
         canvas = self.canvas.blank(len(picture), picture.device)
         frames = picture[:, None].expand(-1, self.config.motion.context_frames, -1, -1, -1)
-        return Belief(frames, canvas, still, still, picture.new_zeros(len(picture), self.config.motion.carry_dim))
+        return Belief(
+            frames, canvas, still, still.repeat(1, 2), picture.new_zeros(len(picture), self.config.motion.carry_dim)
+        )
 
     def commit(self, belief: Belief, proposal: Proposal, picture: Tensor) -> Belief:
         """The belief once the next picture is drawn. Gradients flow on through motion, carry and what the canvas kept,
         not through the picture."""
         frames = torch.cat([belief.frames[:, 1:], picture.detach()[:, None]], 1)
-        return Belief(frames, proposal.canvas, proposal.offset.detach(), proposal.motion, proposal.carry)
+        return Belief(frames, proposal.canvas, proposal.offset, proposal.motion, proposal.carry)
 
     @staticmethod
     def correct(offset: Tensor, estimate: Tensor, sighting: Sighting | None) -> tuple[Tensor, Tensor, Tensor]:
-        """An offset and an estimated motion (B, 2) -> whole pixels to move by, the motion with what was seen, and the
-        offset that is left, in [-0.5, 0.5]. Gradients flow to the estimate.
+        """An offset and an estimated motion (B, 2) -> whole pixels to move by, the estimate with its correction
+        (B, 2 + 2), and the offset that is left, in [-0.5, 0.5]. Gradients flow to the estimate.
 
         Of a sighting the whole motion is taken, and of the estimate what it leaves open.
         """
         total = offset + estimate
         whole = total.detach().round()
         if sighting is None:
-            return whole, estimate, total - whole
+            return whole, torch.cat([estimate, torch.zeros_like(estimate)], 1), total - whole
         whole = torch.where(sighting.sure[:, None], sighting.motion.round(), whole)
         left = (total - whole).clamp(-0.5, 0.5)
-        return whole, estimate + (whole + left - total).detach(), left
+        return whole, torch.cat([estimate, (whole + left - total).detach()], 1), left
 
     def anticipate(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Anticipation:
         """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
@@ -179,7 +182,7 @@ class WorldModel(nn.Module):
         features, estimate, motion, carry, canvas, offset = self.anticipate(belief, action, sighting)
         views = self.canvas.views(canvas, offset)
         moved, features = self.motion.compose(
-            features, belief.frames[:, -1], views, self.embed(action), motion.detach(), carry
+            features, belief.frames[:, -1], views, self.embed(action), estimate.detach(), carry
         )
         moved_latent = self.tokenizer.encode(moved)
         logits, hidden = self.dynamics(features, moved_latent)

@@ -7,6 +7,7 @@ import torch
 from lwm_env.errors import ConfigMismatch
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
+from lwm_training import loss
 from lwm_training.clips import Clips
 from lwm_training.loss import (
     LossWeights,
@@ -123,6 +124,19 @@ def test_a_camera_that_leads_to_the_seen_pixel_is_in_place_whatever_its_fraction
     assert errors["motion"].tolist() == pytest.approx([(0.1**2 + 0.4**2) / 4, (0.1**2 + 1.5**2) / 4, 0])
 
 
+def test_shaken_frames_move_by_a_pixel_at_most_and_the_last_one_not_at_all():
+    frames = torch.rand(8, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    shaken = loss.shaken(frames, torch.Generator().manual_seed(1))
+
+    shifted = torch.stack([frames.roll((down, right), (3, 4)) for down in (-1, 0, 1) for right in (-1, 0, 1)], 0)[
+        ..., 1:-1, 1:-1
+    ]
+    same = (shifted == shaken[..., 1:-1, 1:-1]).all((3, 4, 5))  # (9, B, K)
+    assert torch.equal(shaken[:, -1], frames[:, -1])
+    assert same.any(0).all() and same[:, :, :-1].float().mean((1, 2)).max() < 0.5
+
+
 def test_a_guided_unroll_follows_the_real_camera_and_the_others_do_not(model):
     batch = as_batch(clips(), model)
     seen = sightings(batch)
@@ -130,7 +144,8 @@ def test_a_guided_unroll_follows_the_real_camera_and_the_others_do_not(model):
     whole, motion, offset = model.correct(torch.zeros(2, 2), torch.zeros(2, 2), at(seen, 0))
 
     assert whole.tolist() == [[0, -2], [0, -2]]
-    assert motion.tolist() == [[0, -1.5], [0, -1.5]] and offset.tolist() == [[0, 0.5], [0, 0.5]]
+    assert motion.tolist() == [[0, 0, 0, -1.5]] * 2  # the estimate, and its correction
+    assert offset.tolist() == [[0, 0.5], [0, 0.5]]
     assert model.correct(torch.full((2, 2), 0.4), torch.full((2, 2), 0.3), None)[0].tolist() == [[1, 1], [1, 1]]
 
 
@@ -141,7 +156,7 @@ def test_losses_and_gradients_are_finite_in_bfloat16(model, unroll):
 
     with torch.autocast("cpu", torch.bfloat16):
         losses = unroll_errors(model, batch, 2, LossWeights(), torch.Generator().manual_seed(0))
-        losses["motion"] = losses["motion"] + motion_errors(model, batch)["motion"]
+        losses["motion"] = losses["motion"] + motion_errors(model, batch, 2, torch.Generator().manual_seed(0))["motion"]
     total_error(losses, LossWeights()).backward()
 
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
+from lwm_env.memory import move_whole
 from lwm_env.registration import Sighting, sight
 from lwm_env.tokenizer import Tokenizer, to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
@@ -113,9 +114,9 @@ def context_belief(model: WorldModel, batch: Batch, seen: Sighting, context: int
 
 
 def camera_errors(estimate: Tensor, offset: Tensor, seen: Sighting, guided: Tensor) -> dict[str, Tensor]:
-    """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and, in guided clips
-    (B,), whose `offset` is that of the real camera, of the place that it leads to. Where nothing was seen, 0."""
-    place = offset.detach() + estimate - seen.motion.round()
+    """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and, in clips (B,) whose
+    `offset` is from the place of the real camera, of the place that it leads to. Where nothing was seen, 0."""
+    place = offset + estimate - seen.motion.round()
     rounding = F.relu(place.abs() - 0.5)
     far = F.smooth_l1_loss(rounding, torch.zeros_like(rounding), reduction="none", beta=0.5).clamp(max=10).sum(1)
     return {
@@ -129,21 +130,35 @@ def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
     return F.smooth_l1_loss(estimated, registered, reduction="none", beta=2.0).clamp(max=10).sum(1)
 
 
-def motion_errors(model: WorldModel, batch: Batch) -> dict[str, Tensor]:
-    """Errors of the camera's motion along real frames, with gradients through all that is carried."""
+def motion_errors(model: WorldModel, batch: Batch, context: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Errors of the camera's motion along real frames, with gradients through all that is carried: corrected by what is
+    seen for `context` frames, then left to itself. From there on the older frames are shaken by up to a pixel, since in
+    a dream they lie where the dreamer's own rounding put them and tell nothing of the real speed."""
     seen, belief = sightings(batch), model.believe(batch.pixels[:, 0])
-    offset, motion, carry = belief.offset, belief.motion, belief.carry
-    frames, steps = belief.frames, batch.actions.shape[1]
+    frames, _, offset, motion, carry = belief
+    steps, astray, followed = batch.actions.shape[1], torch.zeros_like(offset), batch.valid[:, 0].bool()
     totals: dict[str, Tensor] = {}
     for t in range(steps):
-        _, estimate, carry = model.motion.estimate(frames, model.embed(batch.actions[:, t]), motion, offset, carry)
-        sighting = at(seen, t)
-        errors = camera_errors(estimate, offset, sighting, torch.ones_like(sighting.sure))
+        sighting, free = at(seen, t), t >= context - 1
+        looked_at = shaken(frames, generator) if free else frames
+        action = model.embed(batch.actions[:, t])
+        _, estimate, carry = model.motion.estimate(looked_at, action, motion, offset, carry)
+        followed = followed & (sighting.sure | (not free))
+        errors = camera_errors(estimate, offset + astray, sighting, followed)
         for name, value in errors.items():
             totals[name] = totals.get(name, 0) + mean_valid(value, batch.valid[:, t]) / steps
-        _, motion, offset = model.correct(offset.detach(), estimate, sighting)
+        whole, motion, offset = model.correct(offset, estimate, None if free else sighting)
+        astray = astray + (whole - sighting.motion.round()) * free
         frames = torch.cat([frames[:, 1:], batch.pixels[:, t + 1, None]], 1)
     return totals
+
+
+def shaken(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Frames (B, K, 3, H, W) of which all but the last are moved by -1, 0 or 1 pixels each way."""
+    older = frames[:, :-1]
+    shifts = torch.randint(-1, 2, (older.shape[0] * older.shape[1], 2), generator=generator).to(frames.device)
+    moved = move_whole(older.flatten(0, 1), shifts).unflatten(0, older.shape[:2])
+    return torch.cat([moved, frames[:, -1:]], 1)
 
 
 def step_errors(
@@ -191,17 +206,15 @@ def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWe
         (torch.rand(len(batch.pixels), generator=generator) < share).to(device)
         for share in (weights.guided, weights.true_tokens)
     )
-    astray, totals = torch.zeros_like(belief.offset), {}
+    astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
         proposal = model.propose(belief, batch.actions[:, t], Sighting(sighting.motion, sighting.sure & guided))
-        astray = astray + torch.where(
-            (sighting.sure & ~guided)[:, None],
-            (belief.offset + proposal.motion - proposal.offset).detach() - sighting.motion.round(),
-            0,
-        )  # whole pixels dreamed and seen
+        followed = followed & (sighting.sure | guided)
+        camera = camera_errors(proposal.estimate, belief.offset + astray, sighting, followed)
+        whole = (belief.offset + proposal.estimate - proposal.offset).detach()
+        astray = astray + torch.where((sighting.sure & ~guided)[:, None], whole - sighting.motion.round(), 0)
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, astray.abs().amax(1))
-        camera = camera_errors(proposal.estimate, belief.offset, sighting, guided)
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value / len(steps)

@@ -26,7 +26,7 @@ class Objective(nn.Module):
         if self.stage.trains == "tokenizer":
             return {"codec": codec_error(self.model.tokenizer, batch.pixels.flatten(0, 1), self.weights.edges).mean()}
         if self.stage.trains == "motion":
-            return motion_errors(self.model, batch)
+            return motion_errors(self.model, batch, context, generator)
         return unroll_errors(self.model, batch, context, self.weights, generator)
 
 

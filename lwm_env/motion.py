@@ -65,9 +65,9 @@ class Motion(nn.Module):
         self.layers = Pointwise(dim, (4 + 2 + 3) * patch**2)
         self.write = Pointwise(2 * dim, patch**2)
         self.rounding = nn.Parameter(torch.tensor(4.0))  # how much a whole motion's distance from the estimate counts
-        for linear in [*self.films, *self.tints, self.motions[-1], self.layers, self.write, self.fraction]:
-            nn.init.zeros_(linear.weight)
+        nn.init.zeros_(self.fraction.weight)
         for linear in [*self.films, *self.tints, self.motions[-1], self.layers, self.write]:
+            nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
         nn.init.constant_(self.write.bias, 3.0)
         nn.init.constant_(self.layers.bias[4 * patch**2 : 6 * patch**2], -2.0)  # the canvas first

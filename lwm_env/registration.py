@@ -49,9 +49,8 @@ def global_motion(before: Tensor, after: Tensor, reach: int = REACH) -> tuple[Te
     middle = after[:, :, reach : height - reach, reach : width - reach]
     votes = _votes(height, width, after.device)
     voting = votes[reach : height - reach, reach : width - reach]
-    cost = _squared_differences(
-        before, middle, votes, voting
-    )  # (B, 2R + 1, 2R + 1), at [i, j] of motion (R - i, R - j)
+    # (B, 2R + 1, 2R + 1), at [i, j] of a motion by (R - i, R - j)
+    cost = _squared_differences(before, middle, votes, voting)
     side = cost.shape[-1]
     columns = cost.argmin(2)  # (B, 2R + 1)
     rows = cost.amin(2).topk(min(CANDIDATES, side), largest=False).indices

@@ -39,9 +39,7 @@ class Data(_Strict):
     num_envs: Positive = 64
     policy: Text = "sticky"
     shard_steps: Positive = 256  # steps that every env plays for one shard
-    event_share: Annotated[float, Field(ge=0, le=1)] = (
-        0.0  # clips of a stream drawn among those with a reward or an end
-    )
+    event_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of a stream's clips, drawn where a reward or an end is
 
     @model_validator(mode="after")
     def _path_of_a_store(self) -> "Data":

@@ -108,7 +108,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def build(measured: Measured, protocol: Protocol, identity: Mapping[str, str], seconds: Mapping[str, float]) -> Report:
+def build(
+    measured: Measured, protocol: Protocol, identity: Mapping[str, str], seconds: Mapping[str, float]
+) -> Report:
     """Pool what was measured.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Any
 from lwm_env import __version__
 from lwm_env.errors import ConfigMismatch, CorruptFile, StorageError
 from lwm_env.world_model import WorldModel
+from lwm_env.worlds.storage import replace_file
 
 _KEY, _MARK = "lwm.sha256", b"lwm-sha256:"
 _EMPTY = _MARK + b"0" * 64
@@ -103,17 +104,9 @@ def write(file: Path, data: bytes) -> None:
     Raises:
         StorageError: the disk is full, read-only or forbidden. What was there is intact.
     """
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     make_folder(file.parent)
     try:
-        try:
-            with partial.open("wb") as opened:
-                opened.write(data)
-                opened.flush()
-                os.fsync(opened.fileno())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(file, data, secrets.token_hex(4))
     except OSError as error:
         raise StorageError(
             f"{file} could not be written: {error.strerror or error}. Make room or name another place."

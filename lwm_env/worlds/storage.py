@@ -1,5 +1,6 @@
-"""Replaces a folder as a whole, so that a kill, a full disk or a power cut leaves the old one or the new one."""
+"""Replaces a file or a folder as a whole: a kill, a full disk or a power cut leaves the old one or the new one."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -10,6 +11,34 @@ from pathlib import Path
 def previous_folder(target: Path) -> Path:
     """Where the old folder waits between the two renames; it is the valid one while `target` does not exist."""
     return target.with_name(f".{target.name}.previous")
+
+
+def replace_file(path: Path, data: bytes, mark: str = "new") -> None:
+    """Put `data` at `path`: when this returns it survives a power cut, and until then the old content is there.
+
+    Writers at the same time need `mark`s of their own: a killed one leaves a file `.NAME.MARK`.
+
+    Raises:
+        OSError: as the system said it; what was there is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{mark}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    if os.name != "nt":  # Windows cannot sync folders
+        _sync(folder)
 
 
 def replace_folder(target: Path, files: Mapping[str, bytes], dropped: Collection[str]) -> None:
@@ -60,18 +89,18 @@ def _swap(new: Path, target: Path) -> None:
         if previous.exists() and not target.exists():
             previous.rename(target)
         raise
-    _sync(target.parent)
+    sync_folder(target.parent)
 
 
 def _sync_tree(folder: Path) -> None:
+    if os.name == "nt":  # Windows can sync neither folders nor files opened for reading
+        return
     for path in sorted(folder.rglob("*"), reverse=True):
         _sync(path)
     _sync(folder)
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt":  # Windows can sync neither folders nor files opened for reading
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

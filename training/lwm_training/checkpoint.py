@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, StorageError
+from lwm_env.worlds.storage import sync_folder
 
 Tensors = dict[str, Tensor]
 Facts = dict[str, Any]
@@ -197,7 +198,7 @@ def _manifest(step: int, files: dict[str, Facts]) -> bytes:
 def _write(root: Path, step: int, contents: dict[str, bytes]) -> Path:
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
-        _sync_folder(root.parent)
+        sync_folder(root.parent)
     temporary, path = root / ".saving", root / f"step_{step:09d}"
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed save
     try:
@@ -207,7 +208,7 @@ def _write(root: Path, step: int, contents: dict[str, bytes]) -> Path:
             _write_file(temporary / name, data)
             listed[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         _write_file(temporary / _MANIFEST, _manifest(step, listed))
-        _sync_folder(temporary)
+        sync_folder(temporary)
         _commit(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -222,7 +223,7 @@ def _commit(temporary: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
     os.rename(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -231,16 +232,6 @@ def _write_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "nt":  # Windows has no handle to sync for a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _saved(root: Path) -> list[Path]:

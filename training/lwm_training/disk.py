@@ -1,4 +1,4 @@
-"""Files that a kill or a full disk cannot leave half written, and a lock that a dead process does not hold."""
+"""What the system says about a disk as our own error, and a lock that a dead process does not hold."""
 
 import contextlib
 import os
@@ -25,33 +25,6 @@ def storage_errors(what: str) -> Iterator[None]:
             f"{what} failed: {error.strerror or error}. What was saved before is intact; make room or choose another "
             "folder, then run the same command again."
         ) from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: when this returns it survives a power cut, and until then the old content is there."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    if os.name == "nt":  # Windows cannot sync folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class WriterLock:

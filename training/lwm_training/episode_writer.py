@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lwm_env.errors import ConfigMismatch, StorageError
+from lwm_env.worlds.storage import replace_file, sync_folder
 from lwm_training import journal, manifest
-from lwm_training.disk import WriterLock, storage_errors, sync_folder, write_whole
+from lwm_training.disk import WriterLock, storage_errors
 from lwm_training.episode import Episode, Layout
 from lwm_training.manifest import Manifest, ShardRecord, read_manifest
 from lwm_training.shards import encode_shard, import_h5py, sha256_of
@@ -96,7 +97,7 @@ class EpisodeWriter:
         """Move what is pending into a file of its own; the journal is emptied by the caller, last."""
         name = f"shards/{len(self._manifest.shards):06d}.h5"
         data = encode_shard(self._pending, self._manifest.layout)
-        write_whole(self.folder / name, data)
+        replace_file(self.folder / name, data)
         frames = sum(map(len, self._pending))
         record = ShardRecord(name, sha256_of(data), len(data), len(self._pending), frames)
         sealed = self._manifest.with_shard(record)

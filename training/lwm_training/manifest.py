@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm_env.errors import ConfigMismatch, CorruptFile, StorageError
-from lwm_training.disk import write_whole
+from lwm_env.worlds.storage import replace_file
 from lwm_training.episode import Layout
 
 NAME = "dataset.json"
@@ -42,7 +42,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replace dataset.json in a folder; raises OSError."""
-        write_whole(folder / NAME, self._to_bytes())
+        replace_file(folder / NAME, self._to_bytes())
 
     def _to_bytes(self) -> bytes:
         content = {

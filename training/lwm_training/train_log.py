@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lwm_training.disk import storage_errors, write_whole
+from lwm_env.worlds.storage import replace_file
+from lwm_training.disk import storage_errors
 
 if TYPE_CHECKING:
     from lwm_env.world_model import WorldModel
@@ -56,7 +57,7 @@ class TrainLog:
         self._lines.close()
         with storage_errors(f"Going on with {self._path}"):
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_whole(self._path, "".join(line for line in lines if _step_of(line) <= total_steps).encode())
+            replace_file(self._path, "".join(line for line in lines if _step_of(line) <= total_steps).encode())
             self._lines = self._path.open("a", encoding="utf-8")
 
     def bar(self, stage: "Stage", done: int) -> tqdm:

@@ -2,9 +2,9 @@
 
 An hourglass reads the last K frames, estimates the motion of the camera, and composes by masks: the canvas moved by it
 (the last frame, and what was seen beyond its edges), the last frame where it was, and new pixels. Games round every
-sprite's place to whole pixels for itself, so the canvas is offered at the V = 4 whole motions around the estimated one.
+sprite's place to whole pixels for itself, so the canvas is offered at the four whole motions around the estimated one.
 
-Shapes: B worlds, K context frames, H x W pixels, h x w cells, C channels, V views.
+Shapes: B worlds, K context frames, H x W pixels, h x w cells, C channels.
 """
 
 from dataclasses import dataclass

@@ -113,15 +113,16 @@ def context_belief(model: WorldModel, batch: Batch, seen: Sighting, context: int
     return belief
 
 
-def camera_errors(estimate: Tensor, offset: Tensor, seen: Sighting, guided: Tensor) -> dict[str, Tensor]:
-    """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and, in clips (B,) whose
-    `offset` is from the place of the real camera, of the place that it leads to. Where nothing was seen, 0."""
+def camera_errors(estimate: Tensor, offset: Tensor, seen: Sighting, followed: Tensor) -> dict[str, Tensor]:
+    """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and of the place that it
+    leads to from `offset` (B, 2), counted from the real camera, in clips whose real camera was `followed` (B,) until
+    here. Where nothing was seen, 0."""
     place = offset + estimate - seen.motion.round()
     rounding = F.relu(place.abs() - 0.5)
     far = F.smooth_l1_loss(rounding, torch.zeros_like(rounding), reduction="none", beta=0.5).clamp(max=10).sum(1)
     return {
         "motion": motion_distance(estimate, seen.motion) * seen.sure,
-        "place": far * (seen.sure & guided),
+        "place": far * (seen.sure & followed),
     }
 
 
@@ -202,10 +203,11 @@ def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWe
     device, steps = batch.pixels.device, range(context - 1, batch.actions.shape[1])
     seen = sightings(batch)
     belief = context_belief(model, batch, seen, context)
-    guided, from_truth = (
-        (torch.rand(len(batch.pixels), generator=generator) < share).to(device)
-        for share in (weights.guided, weights.true_tokens)
-    )
+
+    def chosen_with(share: float) -> Tensor:
+        return (torch.rand(len(batch.pixels), generator=generator) < share).to(device)
+
+    guided = chosen_with(weights.guided)
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
@@ -214,12 +216,12 @@ def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWe
         camera = camera_errors(proposal.estimate, belief.offset + astray, sighting, followed)
         whole = (belief.offset + proposal.estimate - proposal.offset).detach()
         astray = astray + torch.where((sighting.sure & ~guided)[:, None], whole - sighting.motion.round(), 0)
+        from_truth = chosen_with(weights.true_tokens)
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, astray.abs().amax(1))
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value / len(steps)
         belief = model.commit(belief, proposal, drawn.clamp(-1, 1))
-        from_truth = (torch.rand(len(batch.pixels), generator=generator) < weights.true_tokens).to(device)
     some = batch.pixels[: -(-len(batch.pixels) // 4), 0]  # a quarter of the clips
     totals["codec"] = codec_error(model.tokenizer, some, weights.edges).mean()
     return totals

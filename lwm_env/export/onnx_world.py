@@ -26,6 +26,8 @@ class OnnxWorld:
     may flip where two are equally likely. Safe to share between threads.
     """
 
+    thread_safe = True  # `lwm_env.chunks` shares a batch between threads
+
     def __init__(self, model: WorldModel, file: Path, batch: int) -> None:
         """Raises CorruptFile, ConfigMismatch (of another world or batch), StorageError, MissingExtra."""
         runtime()  # before anything is read

@@ -63,7 +63,7 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 def evaluate(world: str, path: Path | None, where: str, as_json: bool, **options: Any) -> None:
     """Returns of an agent and of random actions in WORLD, and in the real game it was learned from."""
     from lwm_agents.agent import choose_device, load_agent, make_ppo
-    from lwm_agents.imagination import play
+    from lwm_agents.evaluation import play
     from lwm_agents.sb3 import SB3VecEnv
 
     path, rows = path or _default_folder(world) / "agent", {}
@@ -73,8 +73,8 @@ def evaluate(world: str, path: Path | None, where: str, as_json: bool, **options
             model = make_ppo(SB3VecEnv(envs), device=choose_device(options["device"]))
             load_agent(path, model)
             chosen = {"num_episodes": options["episodes"], "seed": options["seed"]}
-            rows[f"{place}, agent"] = play(model, envs, deterministic=options["deterministic"], **chosen)
-            rows[f"{place}, random"] = play(None, envs, **chosen)
+            rows[f"{place}, agent"] = play(model, envs, deterministic=options["deterministic"], **chosen).summary()
+            rows[f"{place}, random"] = play(None, envs, **chosen).summary()
         finally:
             envs.close()
     if as_json:

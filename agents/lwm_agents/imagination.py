@@ -115,8 +115,13 @@ def train_in_real(
     spec = worlds.read_spec(worlds.find(world))
     made = {"num_envs": config.num_envs, "seed": config.seed, "split": "train"}
     envs = SB3VecEnv(make_real(world, autoreset_mode="SameStep", **made))
-    facts = {"world": spec.id, "real": f"{make_real.__module__}:{make_real.__qualname__}", "config": asdict(config)}
+    facts = {"world": spec.id, "real": name_of(make_real), "config": asdict(config)}
     return _train(_make(Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """MODULE:FUNCTION, as `--real` takes it."""
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def _make(envs: Honest, folder: Path, config: ImaginationConfig, device: str, settings: dict[str, Any]) -> PPO:

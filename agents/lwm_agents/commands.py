@@ -57,28 +57,32 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--split", default="validation", show_default=True, help="Whose levels of the real game.")
 @click.option("--deterministic", is_flag=True, help="The likeliest action instead of a drawn one.")
+@click.option("--planner", is_flag=True, help="Instead of an agent, search by forking the dream; see --num-plans.")
+@click.option("--num-plans", type=click.IntRange(1), default=64, show_default=True, help="Tried for each choice.")
+@click.option("--horizon", type=click.IntRange(1), default=15, show_default=True, help="Steps of a plan.")
+@click.option("--iterations", type=click.IntRange(1), default=1, show_default=True, help="Over 1: cross-entropy.")
+@click.option("--replan-every", type=click.IntRange(1), default=4, show_default=True, help="Steps played of a plan.")
 @click.option("--real", default=REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(world: str, path: Path | None, where: str, as_json: bool, **options: Any) -> None:
-    """Returns of an agent and of random actions in WORLD, and in the real game it was learned from."""
-    from lwm_agents.agent import choose_device, load_agent, make_ppo
+def evaluate(world: str, path: Path | None, where: str, planner: bool, as_json: bool, **options: Any) -> None:
+    """Returns of an agent, or of a planner, and of random actions in WORLD and in the real game it was learned from."""
     from lwm_agents.evaluation import play
-    from lwm_agents.sb3 import SB3VecEnv
 
-    path, rows = path or _default_folder(world) / "agent", {}
+    if planner and path:
+        raise click.UsageError("--planner plays instead of an agent. Leave out --agent.")
+    path, rows, name = path or _default_folder(world) / "agent", {}, "planner" if planner else "agent"
     for place in ("dream", "real") if where == "both" else (where,):
         envs = _dream(world, options) if place == "dream" else _real(world, options)
         try:
-            model = make_ppo(SB3VecEnv(envs), device=choose_device(options["device"]))
-            load_agent(path, model)
+            policy = _planner(world, place, envs, options) if planner else _trained(path, envs, options["device"])
             chosen = {"num_episodes": options["episodes"], "seed": options["seed"]}
-            rows[f"{place}, agent"] = play(model, envs, deterministic=options["deterministic"], **chosen).summary()
+            rows[f"{place}, {name}"] = play(policy, envs, deterministic=options["deterministic"], **chosen).summary()
             rows[f"{place}, random"] = play(None, envs, **chosen).summary()
         finally:
             envs.close()
     if as_json:
-        click.echo(json.dumps({"world": world, "agent": str(path), "results": rows}))
+        click.echo(json.dumps({"world": world, "agent": None if planner else str(path), "results": rows}))
         return
     for name, row in rows.items():
         click.echo(f"{name:14} return {row['mean']:.3f} ±{row['interval']:.3f}  length {row['length']:.0f}")
@@ -115,8 +119,7 @@ def report(
     from lwm_agents.imagination import ImaginationConfig
 
     measuring = {name: options.pop(name) for name in ("num_seeds", "num_episodes", "split", "deterministic")}
-    training = ImaginationConfig(**options)
-    config = TransferConfig(training=training, num_envs=training.num_envs, **measuring)
+    config = TransferConfig(training=ImaginationConfig(**options), **measuring)
     folder = out or Path("runs") / f"agent-report-{Path(world).name}"
     run = TransferRun(world, _resolve(real), folder, config, device)
     found = transfer_report.build(run, run.run())
@@ -130,6 +133,24 @@ def report(
 
 def _default_folder(world: str) -> Path:
     return Path("runs") / f"agent-{Path(world).name}"
+
+
+def _trained(path: Path, envs: Any, device: str) -> Any:
+    from lwm_agents.agent import choose_device, load_agent, make_ppo
+    from lwm_agents.sb3 import SB3VecEnv
+
+    model = make_ppo(SB3VecEnv(envs), device=choose_device(device))
+    load_agent(path, model)
+    return model
+
+
+def _planner(world: str, place: str, envs: Any, options: dict[str, Any]) -> Any:
+    from lwm_agents.planning import Planner, PlannerConfig
+
+    names = ("num_plans", "horizon", "iterations", "replan_every")
+    config = PlannerConfig(**{name: options[name] for name in names})
+    played = envs if place == "dream" else None
+    return Planner(world, config, played, options["seed"], device=options["device"])
 
 
 def _dream(world: str, options: dict[str, Any]) -> Any:

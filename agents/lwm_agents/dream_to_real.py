@@ -34,7 +34,6 @@ class TransferConfig:
     training: ImaginationConfig = field(default_factory=ImaginationConfig)  # its seed is that of the first policy
     num_seeds: int = 3
     num_episodes: int = 200  # of each policy and place
-    num_envs: int = 16  # that play them
     split: str = "validation"  # whose levels of the real game
     deterministic: bool = False  # the likeliest action instead of a drawn one
 
@@ -115,8 +114,10 @@ class TransferRun:
 
     def _measured(self, folder: Path, place: str, seed: int, agent: Path | None, digest: str | None) -> Played:
         """Episodes from `folder/episodes-<place>.json`, or played now and kept there."""
-        asked = {name: value for name, value in asdict(self.config).items() if name not in ("training", "num_seeds")}
-        asked |= {"seed": seed, "agent": digest, "game": self.weights if place == "dream" else self.real}
+        config = self.config
+        asked = {"seed": seed, "agent": digest, "game": self.weights if place == "dream" else self.real}
+        asked |= {"num_episodes": config.num_episodes, "num_envs": config.training.num_envs, "split": config.split}
+        asked |= {"deterministic": config.deterministic}
         path = folder / f"episodes-{place}.json"
         kept = _read(path)
         if kept.get("asked") == asked:
@@ -127,7 +128,7 @@ class TransferRun:
             if agent is not None:
                 model = make_ppo(SB3VecEnv(envs), device=choose_device(self.device))
                 load_agent(agent, model)
-            played = play(model, envs, self.config.num_episodes, APART * (1 + seed), self.config.deterministic)
+            played = play(model, envs, config.num_episodes, APART * (1 + seed), config.deterministic)
         finally:
             envs.close()
         _write(path, {"asked": asked, "played": asdict(played)})
@@ -135,8 +136,8 @@ class TransferRun:
 
     def _open(self, place: str, seed: int) -> VectorEnv:
         if place == "dream":
-            return SB3VecEnv(self.world, self.config.num_envs, device=self.device).envs
-        made = {"num_envs": self.config.num_envs, "seed": APART * (1 + seed), "split": self.config.split}
+            return SB3VecEnv(self.world, self.config.training.num_envs, device=self.device).envs
+        made = {"num_envs": self.config.training.num_envs, "seed": APART * (1 + seed), "split": self.config.split}
         return self.make_real(self.world, autoreset_mode="SameStep", **made)
 
 

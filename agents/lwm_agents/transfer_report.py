@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict
 from lwm_agents.agent import choose_device
 from lwm_agents.dream_to_real import KINDS, TransferRun, Trial
 from lwm_agents.transfer import Figure, dream_minus_real, dream_over_real, mean_return, transfer_ratio
+from lwm_env import __version__
 from lwm_env.errors import InvalidInput, StorageError
 from lwm_env.machine import load_average, name_of
 from lwm_env.worlds.storage import replace_file
 
 FORMAT = 1
 RECORD, TABLE, PLOT = "report.json", "report.md", "report.png"
-PACKAGES = ("lwm-env", "torch", "stable-baselines3", "gymnasium", "numpy")
+PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
 LABELS = {"random": "random actions", "real": "PPO, real game", "dream": "PPO, dream"}
 MARKS = re.compile(r"(<!-- agents -->\n).*?(<!-- /agents -->)", re.DOTALL)
 
@@ -82,7 +83,7 @@ def build(run: TransferRun, trials: Sequence[Trial]) -> TransferReport:
         trials=[asdict(trial) for trial in trials],
         machine=name_of(torch.device(choose_device(run.device))),
         load_average=load_average(),
-        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        versions={"lwm-env": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
     )
 
 

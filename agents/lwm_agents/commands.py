@@ -35,13 +35,31 @@ def agent() -> None:
 @click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the run's last checkpoint.")
+@click.option("--refresh", "num_rounds", type=click.IntRange(0), default=0, show_default=True, help="See above.")
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="To renew the world by.")
+@click.option("--real-frames", "num_frames", type=click.IntRange(1), default=20_000, show_default=True, help="A round.")
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe: train.minutes=5.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool, **config: Any) -> None:
-    """Train a policy by PPO inside WORLD (an id or a folder). The run may be stopped and started again."""
+def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool, **options: Any) -> None:
+    """Train a policy by PPO inside WORLD (an id or a folder). The run may be stopped and started again.
+
+    --refresh N renews the world N times meanwhile: the policy plays --real-frames of the real game (`lwm collect`), the
+    world is trained on them by --recipe (`lwm train`), and the policy goes on in the new world.
+    """
     from lwm_agents.imagination import ImaginationConfig, train_in_dream
 
-    folder = out or _default_folder(world)
-    model = train_in_dream(world, folder, ImaginationConfig(**config), device, resume)
+    folder, rounds = out or _default_folder(world), options.pop("num_rounds")
+    renewing = {name: options.pop(name) for name in ("recipe", "num_frames", "overrides")}
+    config = ImaginationConfig(**options)
+    if not rounds:
+        model = train_in_dream(world, folder, config, device, resume)
+    elif renewing["recipe"] is None or not resume:
+        raise click.UsageError("--refresh needs the --recipe of the world, and goes without --no-resume.")
+    else:
+        from lwm_agents.dyna import RefreshConfig, train_with_refresh
+
+        refresh = RefreshConfig(num_rounds=rounds, num_envs=config.num_envs, **renewing)
+        model = train_with_refresh(world, folder, config, refresh, device)
     if as_json:
         click.echo(json.dumps({"agent": str(folder / "agent"), "num_timesteps": model.num_timesteps}))
     else:

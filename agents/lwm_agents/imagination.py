@@ -79,11 +79,20 @@ class _Saver(BaseCallback):
 
 
 def train_in_dream(
-    world: str, folder: Path, config: ImaginationConfig, device: str = "auto", resume: bool = True, **ppo: Any
+    world: str,
+    folder: Path,
+    config: ImaginationConfig,
+    device: str = "auto",
+    resume: bool = True,
+    start: Path | None = None,
+    **ppo: Any,
 ) -> PPO:
     """Train a policy in a world; the agent goes to `folder/agent`, TensorBoard's files to `folder/tensorboard`.
 
     A second call goes on from the last checkpoint, in new episodes. `ppo` are settings of SB3's PPO.
+
+    Args:
+        start: an agent of another world to begin with; its steps count.
 
     Raises:
         ConfigMismatch: the folder holds an agent of another world or configuration. And what `load_agent` raises.
@@ -92,7 +101,7 @@ def train_in_dream(
     inside = envs.envs.unwrapped
     facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, "config": asdict(config)}
     honest = Honest(envs, inside.world_spec, config.surprise_penalty)
-    return _train(_make(honest, folder, config, device, ppo), folder, facts, config, resume)
+    return _train(_make(honest, folder, config, device, ppo), folder, facts, config, resume, start)
 
 
 def train_in_real(
@@ -128,13 +137,22 @@ def _make(envs: Honest, folder: Path, config: ImaginationConfig, device: str, se
     return make_ppo(envs, config.seed, choose_device(device), folder / "tensorboard", **settings)
 
 
-def _train(model: PPO, folder: Path, facts: dict[str, Any], config: ImaginationConfig, resume: bool) -> PPO:
+def _train(
+    model: PPO,
+    folder: Path,
+    facts: dict[str, Any],
+    config: ImaginationConfig,
+    resume: bool,
+    start: Path | None = None,
+) -> PPO:
     """Learn what is left of the steps; closes the envs of the model."""
     try:
         seconds = 0.0
         if resume and _has_agent(folder):
             _check_same(read_facts(folder / "agent"), facts, folder)
-            seconds = load_agent(folder / "agent", model).get("seconds", 0.0)
+            start = folder / "agent"
+        if start is not None:
+            seconds = load_agent(start, model).get("seconds", 0.0)
         left = config.num_steps - model.num_timesteps
         with tqdm(total=config.num_steps, initial=model.num_timesteps, unit="step", disable=None) as bar:
             if left > 0:
@@ -160,5 +178,5 @@ def _check_same(saved: dict[str, Any], facts: dict[str, Any], folder: Path) -> N
     if changed:
         raise ConfigMismatch(
             f"the agent in {folder} was trained with another {' and '.join(changed)}. Name another folder with --out, "
-            f"or begin anew with --no-resume."
+            f"or remove the agent to begin anew."
         )

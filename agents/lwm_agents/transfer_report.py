@@ -1,6 +1,7 @@
 """The dream-to-real report as a strict JSON record, a table and a plot. Shapes: S seeds, E episodes."""
 
 import importlib.metadata
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -169,8 +170,6 @@ def plot(report: TransferReport) -> bytes | None:
         from matplotlib.figure import Figure as Canvas
     except ImportError:
         return None
-    import io
-
     canvas = Canvas(figsize=(9, 4), layout="constrained")
     left, right = canvas.subplots(1, 2, width_ratios=[2, 1])
     rows = [(LABELS[kind], kind, "real", report.return_real[kind]) for kind in KINDS]

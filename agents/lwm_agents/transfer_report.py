@@ -112,12 +112,11 @@ def as_table(report: TransferReport) -> str:
     steps, config = report.training["dream"].num_timesteps, report.config
     told = (
         "",
-        f"Transfer ratio {_told(report.transfer_ratio)}. What learned in the dream has there "
-        f"{_told(report.dream_over_real)} times its return in the real game, "
-        f"{_told(report.dream_minus_real)} more than that.",
+        f"Transfer ratio {_told(report.transfer_ratio)}. Policies that learned in the dream: their return there over "
+        f"that in the real game {_told(report.dream_over_real)}, the difference {_told(report.dream_minus_real)}.",
         "",
-        f"{report.world}, weights `{report.weights[:12]}`; {config['num_seeds']} seeds of {steps:,} steps, "
-        f"{config['num_episodes']} episodes each on levels of the split {config['split']!r}; in brackets 95 % of a "
+        f"{report.world}, weights `{report.weights[:12]}`; seeds: {config['num_seeds']}, steps of each: {steps:,}, "
+        f"episodes: {config['num_episodes']}, on levels of the split {config['split']!r}; in brackets 95 % of a "
         f"bootstrap over seeds and episodes. {report.machine}.",
         "",
     )
@@ -126,7 +125,7 @@ def as_table(report: TransferReport) -> str:
 
 def _told(figure: Figure) -> str:
     if figure.value is None:
-        return "undefined"
+        return "undefined (its denominator is not positive)"
     if figure.low is None:
         return f"{figure.value:.2f} (no interval)"
     return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"

@@ -79,6 +79,7 @@ stages = [{{ name = "all", trains = "joint", steps = 1, learning_rate = 1e-3, co
 """
 
 
+@pytest.mark.slow
 def test_the_policy_goes_on_in_a_world_that_learned_from_its_play(game_world, tmp_path):
     (tmp_path / "recipe.toml").write_text(recipe_of(game_world))
     refresh = RefreshConfig(recipe=tmp_path / "recipe.toml", num_rounds=1, num_frames=200, num_envs=2)

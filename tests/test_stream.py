@@ -5,10 +5,13 @@ from dataclasses import fields
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from lwm_env.errors import ConfigMismatch, MissingExtra
+from lwm_env.registration import sight
 from lwm_env.spec import DiscreteActions, RealSource, WorldSpec
+from lwm_env.tokenizer import to_pixels
 from lwm_training.clips import Clips
 from lwm_training.prompts import LENGTH, NUM_PROMPTS, choose, prompt_bank
 from lwm_training.recipe import Data
@@ -68,6 +71,17 @@ def drawn(spec) -> Clips:
 def assert_equal(one: Clips, other: Clips) -> None:
     for field in fields(Clips):
         assert np.array_equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
+def test_sightings_that_come_along_are_those_of_the_frames(spec, drawn):
+    sighted = Stream(spec, DATA, seed=1).clips(5, 200, 8, 2, sighted=True)
+
+    pixels = to_pixels(torch.from_numpy(sighted.observations))
+    motion, sure = sight(pixels[:, 3], pixels[:, 4])
+    assert drawn.sightings is None and np.array_equal(sighted.observations, drawn.observations)
+    assert np.allclose(sighted.sightings[:, 3, :2], motion, atol=1e-3)
+    assert np.array_equal(sighted.sightings[:, 3, 2], sure)
+    assert np.array_equal(sighted[1::2].sightings, sighted.part(1, 2).sightings)
 
 
 def test_clips_have_the_documented_shapes_and_types(drawn):

@@ -129,6 +129,8 @@ class Lobby:
         if sum(len(room.viewers) for room in self.rooms.values()) >= self.settings.max_viewers:
             self._refuse("viewers", f"{self.settings.max_viewers} people are here already")
         await self._wake(room)
+        if not self._is_busy(room):
+            self._check_load(room)
         renewed = None
         if token is not None:
             viewer.seat, renewed, before = room.take(token, viewer)
@@ -270,8 +272,12 @@ class Lobby:
 
     @property
     def load(self) -> float:
-        """The share of the engine's time that rooms with a clock may be expected to take."""
-        return sum(self._cost(room.world) for room in self._holding() if room.clock == "realtime")
+        """The share of the engine's time that the rooms in which people are may be expected to take."""
+        return sum(self._cost(room.world) for room in self.rooms.values() if self._is_busy(room))
+
+    def _is_busy(self, room: Room) -> bool:
+        lately = time.monotonic() - room.used_at < self.settings.pause_seconds
+        return room.slot is not None and room.clock == "realtime" and (bool(room.viewers) or lately)
 
     def _cost(self, world: PlayedWorld) -> float:
         return self.supervisor.costs_ms[world.spec.id] * world.fps / 1000
@@ -284,17 +290,19 @@ class Lobby:
         self._admit_nobody_while_draining()
         if not self.supervisor.ready:
             raise EngineLost("the engine is being started. Try again in a few seconds.")
-        others = self._holding()
-        load = self.load + (self._cost(room.world) if room.clock == "realtime" else 0)
-        if load > self.settings.max_load and any(other.clock == "realtime" for other in others):
-            allowed = self.settings.max_load
-            self._refuse("load", f"one more room would take {load:.0%} of the engine's time, {allowed:.0%} is allowed")
-        taken = {other.slot for other in others if other.world is room.world}
+        self._check_load(room)
+        taken = {other.slot for other in self._holding() if other.world is room.world}
         free = [slot for slot in range(self.settings.max_rooms) if slot not in taken]
         if not free:
             self._refuse("slots", f"all {self.settings.max_rooms} rooms of {room.world.spec.id} are taken")
         room.slot = free[0]
         self.rooms[room.id] = room  # before any await: the slot counts as taken from now on
+
+    def _check_load(self, room: Room) -> None:
+        """Raises Busy when people in this room too would slow the others down; a first room always may."""
+        load, allowed = self.load, self.settings.max_load
+        if room.clock == "realtime" and 0 < load and load + self._cost(room.world) > allowed:
+            self._refuse("load", f"the rooms here take {load:.0%} of the engine's time, {allowed:.0%} are allowed")
 
     def _refuse(self, reason: str, told: str) -> None:
         self.metrics.rejected.labels(reason).inc()

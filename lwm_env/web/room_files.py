@@ -72,7 +72,7 @@ def write(folder: Path, room: Room) -> None:
 
 
 def read_all(folder: Path, worlds: dict[str, PlayedWorld]) -> list[Room]:
-    """The rooms that were kept. One that is damaged, or of a world that is not here, is left out, and the log says so."""
+    """The rooms that were kept. One that is damaged, or of a world that is not here, is left out."""
     rooms = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:

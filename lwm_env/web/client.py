@@ -1,5 +1,6 @@
 """A seat of a room on another machine, as a PettingZoo env of one agent: a policy that plays against people."""
 
+import contextlib
 import io
 import json
 import time
@@ -121,9 +122,9 @@ class RemoteEnv(ParallelEnv[str, np.ndarray, Any]):
         self.agents: list[str] = []
         self.observation_spaces = {seat["player"]: self.world_spec.observation_space()}
         self.action_spaces = {seat["player"]: self.world_spec.action_space()}
-        self._socket: ClientConnection | None = connect(
-            api.websocket_url, max_size=MAX_MESSAGE_BYTES, compression=None, open_timeout=timeout, close_timeout=1
-        )
+        self._resources = contextlib.ExitStack()
+        options = {"max_size": MAX_MESSAGE_BYTES, "compression": None, "open_timeout": timeout, "close_timeout": 1}
+        self._socket: ClientConnection | None = self._resources.enter_context(connect(api.websocket_url, **options))
         attach = {"type": "attach", "room": room, "token": seat["token"], "lossless": lossless}
         self._send({**attach, "access": access_token})
         self._next_frame()
@@ -187,8 +188,7 @@ class RemoteEnv(ParallelEnv[str, np.ndarray, Any]):
 
     def close(self) -> None:
         """Leave the seat; a second call does nothing."""
-        if self._socket is not None:
-            self._socket.close()
+        self._resources.close()
         self._socket, self.agents = None, []
 
     def _send(self, message: Mapping[str, Any]) -> None:

@@ -120,8 +120,7 @@ class EngineProcess:
                 if slots and now >= hosted.due:
                     # A late tick is not made up for: the rate falls, the latency does not grow.
                     hosted.due = max(hosted.due + hosted.period, now)
-                    self._advance(world_id, slots)
-                    self._send_snapshots(world_id, slots)
+                    self._step(b"", world_id, slots)
 
     def _next_due(self) -> float:
         return min(
@@ -199,10 +198,11 @@ class EngineProcess:
         self._tenant(world, slot).running = running
 
     def _step(self, payload: bytes, world: str, slots: list[int]) -> None:
-        """One step of rooms that no clock steps."""
+        """One step of these rooms, due by the clock or by a command."""
         for slot in slots:
             self._tenant(world, slot)
         self._advance(world, slots)
+        self._send_snapshots(world, slots)
 
     def _snapshot(self, payload: bytes, world: str, slot: int) -> Message:
         tenant = self._tenant(world, slot)

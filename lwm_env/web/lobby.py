@@ -95,7 +95,7 @@ class Lobby:
         world = self.worlds[world_id]
         room = Room(
             world,
-            seed=secrets.randbits(31) if seed is None else seed,
+            seed=secrets.randbelow(1_000_000) if seed is None else seed,
             temperature=temperature,
             clock=clock,
             public=public,
@@ -301,7 +301,7 @@ class Lobby:
     def _check_load(self, room: Room) -> None:
         """Raises Busy when people in this room too would slow the others down; a first room always may."""
         load, allowed = self.load, self.settings.max_load
-        if room.clock == "realtime" and 0 < load and load + self._cost(room.world) > allowed:
+        if room.clock == "realtime" and load > 0 and load + self._cost(room.world) > allowed:
             self._refuse("load", f"the rooms here take {load:.0%} of the engine's time, {allowed:.0%} are allowed")
 
     def _refuse(self, reason: str, told: str) -> None:
@@ -485,6 +485,7 @@ class Lobby:
         self.metrics.viewers.set(sum(len(room.viewers) for room in visible))
         self.metrics.load.set(self.load)
         self.metrics.ready.set(self.supervisor.healthy)
+        self.metrics.engine_memory.set(self.supervisor.memory_bytes)
         self.metrics.restarts.set(self.supervisor.restarts)
 
     # -- stopping and going on ---------------------------------------------------------------------------------------

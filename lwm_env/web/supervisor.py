@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import os
 import queue
 import threading
 import time
@@ -77,17 +78,27 @@ class Supervisor:
         self._started = asyncio.Event()
         self._lost = asyncio.Event()
         self._heard_at = 0.0
+        self._process: Any = None
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
     @property
     def pid(self) -> int | None:
         """Of the engine that runs now."""
-        return self._process.pid
+        return self._process.pid if self._process else None
 
     @property
     def healthy(self) -> bool:
         """Up, and heard from within the last two heartbeats."""
         return self.ready and time.monotonic() - self._heard_at < 2.5 * HEARTBEAT_SECONDS
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory of the engine; 0 where /proc does not tell."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1])
+        except (OSError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     async def run(self) -> None:
         """Keep an engine running until cancelled."""

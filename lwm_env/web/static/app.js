@@ -339,12 +339,18 @@ class Room {
       ? actions.meanings.filter((meaning) => actions.keys[meaning]?.length).map((meaning) => [meaning, actions.keys[meaning]])
       : [["left / right", ["←", "→"]], ["up / down", ["↑", "↓"]]];
     const own = rows.filter(([, keys]) => keys.length === 1);
-    const lines = (own.length ? own : rows).map(([meaning, keys]) => [meaning.toLowerCase(), keys]);
+    const lines = (own.length ? own : rows).map(([meaning, keys]) => [meaning.toLowerCase(), this.#withArrow(keys)]);
     lines.push(["pause", ["P"]], ["next episode", ["R"]], ["keep this moment", ["K"]]);
     $("keys").replaceChildren(...lines.flatMap(([meaning, keys]) => [
       element("dt", { text: meaning }),
       element("dd", {}, ...keys.map((key) => element("kbd", { text: key.length === 1 ? key.toUpperCase() : key }))),
     ]));
+  }
+
+  // Arrow keys do what W, A, S and D do.
+  #withArrow(keys) {
+    const arrow = { w: "↑", a: "←", s: "↓", d: "→", up: "↑", left: "←", down: "↓", right: "→" }[keys[0]];
+    return keys.length === 1 && arrow ? [...(keys[0].length === 1 ? keys : []), arrow] : keys;
   }
 
   // -- controls

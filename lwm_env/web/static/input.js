@@ -130,8 +130,9 @@ export class Input {
     for (const [name, key] of Object.entries(this.directions)) cross.append(button(key, ARROWS[name], name));
     const extra = document.createElement("div");
     extra.className = "extra";
-    const single = this.extra.length ? this.extra.map((key) => [key, key]) : this.directions.up ? [[this.directions.up, "jump"]] : [];
-    for (const [key, text] of single) extra.append(button(key, text, ""));
+    for (const key of this.extra) extra.append(button(key, key, ""));
+    const { up, left } = this.directions;
+    if (!this.extra.length && up && left) extra.append(button(up, "up", ""));  // for the other thumb
     element.replaceChildren(cross, extra);
   }
 }

@@ -192,11 +192,18 @@ class Supervisor:
         misses = 0
         log.info("the engine is up, process %s", self.pid)
         while not self._lost.is_set() and misses < MAX_MISSES:
-            beat = asyncio.ensure_future(self.call("ping"))
+            beat = asyncio.ensure_future(self._beat())
             await _first_of(self._lost, seconds=HEARTBEAT_SECONDS)
-            misses = 0 if beat.done() and not beat.cancelled() and not beat.exception() else misses + 1
+            misses = 0 if beat.done() and beat.result() else misses + 1
             beat.cancel()
         log.warning("the engine %s", "died" if self._lost.is_set() else f"missed {misses} heartbeats")
+
+    async def _beat(self) -> bool:
+        """Whether the engine's loop answers."""
+        with contextlib.suppress(EngineLost):
+            await self.call("ping")
+            return True
+        return False
 
     async def _end(self, patience: float = 0.0) -> None:
         """Make sure that the process is gone, and tell all who wait for an answer."""

@@ -71,7 +71,7 @@ class Api:
             raise ServerError(f"{self.url} answered {error.code}: {_detail(error.read())}", error.code) from error
         except OSError as error:
             raise ServerError(f"{self.url} cannot be reached: {error}. Is the server running?") from error
-        return json.loads(content) if kind == "application/json" else content
+        return json.loads(content) if content and kind == "application/json" else content
 
 
 def _detail(body: bytes) -> str:

@@ -196,11 +196,12 @@ class Room {
       this.connection.open(old);
       return;
     }
-    const seat = await api("POST", `rooms/${this.id}/seats`, { body: { player } }).catch((error) => {
+    const isFree = (seat) => seat.played_by === "human" && seat.state === "free" && (!player || seat.player === player);
+    const seat = this.state.seats.some(isFree) && await api("POST", `rooms/${this.id}/seats`, { body: { player } }).catch((error) => {
       if (error.status !== 409) toast(error.message);
       return null;
     });
-    this.connection.open(seat?.token ?? null);
+    this.connection.open(seat ? seat.token : null);
   }
 
   #lost(why, reason) {

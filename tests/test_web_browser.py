@@ -8,6 +8,12 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra web is not installed")
 
+IS_RED = """() => {
+  const copy = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  copy.drawImage(document.getElementById("screen"), 0, 0);
+  const [red, green, blue] = copy.getImageData(8, 8, 1, 1).data;
+  return red > 240 && green < 20 && blue < 20;
+}"""
 CHROMIUMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
@@ -73,10 +79,7 @@ def test_a_person_plays_rewinds_and_drops_a_picture(play_server, open_page, tmp_
     page.keyboard.press("p")
     page.wait_for_function("() => document.getElementById('veil').textContent === 'Paused'")
     page.set_input_files("#file", tmp_path / "red.png")
-    page.wait_for_function(
-        "() => { const [r, g, b] = document.getElementById('screen').getContext('2d').getImageData(8, 8, 1, 1).data;"
-        " return r > 240 && g < 20 && b < 20; }"
-    )
+    page.wait_for_function(IS_RED)
 
 
 @pytest.mark.browser

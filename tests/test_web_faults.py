@@ -19,6 +19,7 @@ pytest.importorskip("fastapi", reason="the extra web is not installed")
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from lwm_env import worlds
 from lwm_env.web import protocol
 from lwm_env.web.client import ServerError
 from lwm_env.web.protocol import FrameMessage
@@ -267,12 +268,12 @@ def test_a_killed_server_leaves_neither_its_engine_nor_shared_memory(start_serve
     wait_for(lambda: set(os.listdir("/dev/shm")) <= before)
 
 
-def test_a_world_that_cannot_be_loaded_ends_the_server_with_an_error(tiny_world, tmp_path):
-    for file in tiny_world.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(b"short")
+def test_a_world_that_the_engine_cannot_load_ends_the_server_with_an_error(tiny_world, tmp_path):
+    manifest = worlds.read_manifest(tiny_world)
+    broken = {"model.safetensors": b"not weights, though the manifest says that they are"}
+    worlds.write_world(tmp_path / "broken", spec=manifest.spec, model=manifest.model, provenance={}, files=broken)
     config = tmp_path / "server.toml"
-    config.write_text(f"port = 0\nworlds = [{json.dumps(str(tmp_path))}]")
+    config.write_text(f"port = 0\nworlds = [{json.dumps(str(tmp_path / 'broken'))}]")
 
     done = subprocess.run([sys.executable, "-m", "lwm_env.cli", "serve", str(config)], capture_output=True, text=True)
 

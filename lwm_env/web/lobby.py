@@ -55,12 +55,13 @@ class Lobby:
         return self.supervisor.healthy and not self.draining
 
     async def run(self) -> None:
-        """Until cancelled: the engine, and the timers of rooms and seats."""
+        """The engine, and the timers of rooms and seats, until cancelled or until no engine can be had."""
         if self.settings.state_dir:
             self._load(room_files.read_all(self.settings.state_dir, self.worlds))
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.supervisor.run())
-            tasks.create_task(self._tidy_always())
+            tidying = tasks.create_task(self._tidy_always())
+            await self.supervisor.run()
+            tidying.cancel()
 
     # -- coming and going --------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from lwm_env.errors import InvalidInput, LwmError, UnknownWorld, WrongOrder, mis
 from lwm_env.web import pictures
 from lwm_env.web.connection import Connection
 from lwm_env.web.guard import Allowed, Guard
-from lwm_env.web.lobby import RETRY_SECONDS, Busy, Lobby, NoSuchRoom
+from lwm_env.web.hosting import Busy
+from lwm_env.web.lobby import RETRY_SECONDS, Lobby, NoSuchRoom
 from lwm_env.web.metrics import Metrics
 from lwm_env.web.protocol import TERMINATED, TRUNCATED, ActionValue, Name, Seed, Temperature
 from lwm_env.web.rooms import Clock, Forbidden, Frame, Occupied, PlayedBy, Room
@@ -125,7 +126,11 @@ def _add_health(app: FastAPI, lobby: Lobby) -> None:
     @app.get("/readyz")
     async def readyz() -> Response:
         """Whether rooms can be played now: 200, or 503 while the engine is away or the server is being stopped."""
-        told = {"ready": lobby.ready, "draining": lobby.draining, "engine_restarts": lobby.supervisor.restarts}
+        told = {
+            "ready": lobby.ready,
+            "draining": lobby.hosting.draining,
+            "engine_restarts": lobby.hosting.supervisor.restarts,
+        }
         return JSONResponse(told, 200 if lobby.ready else 503)
 
     @app.get("/metrics", include_in_schema=False)

@@ -13,7 +13,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from lwm_env.errors import LwmError
 from lwm_env.web import protocol
 from lwm_env.web.guard import grants_access
-from lwm_env.web.lobby import Busy, Lobby, NoSuchRoom
+from lwm_env.web.hosting import Busy
+from lwm_env.web.lobby import Lobby, NoSuchRoom
 from lwm_env.web.protocol import Ack, Action, Attach, FrameMessage
 from lwm_env.web.rooms import Forbidden, Frame, Room, Seat
 from lwm_env.web.supervisor import EngineLost

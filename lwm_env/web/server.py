@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
     def start(self) -> int:
         """Serve until a signal; the exit code."""
         asyncio.run(self.serve(sockets=[self.socket]))
-        failure = self.lobby.supervisor.failure
+        failure = self.lobby.hosting.supervisor.failure
         if failure is not None:
             raise ConfigMismatch(failure)
         return 0
@@ -95,7 +95,7 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         log.warning("%s: keeping the rooms, then stopping", signal.Signals(sig).name)
-        self.lobby.draining = True
+        self.lobby.hosting.draining = True
         self._loop.call_soon_threadsafe(self._begin_to_stop)
 
     def _begin_to_stop(self) -> None:

@@ -141,6 +141,12 @@ class Supervisor:
             raise Refused(message.facts["error"])
         return message
 
+    def tell(self, command: str, **arguments: Any) -> None:
+        """A command whose answer does not matter. It is on its way when this returns, before any later one; an engine
+        that is away does not hear of it."""
+        if self._started.is_set():
+            self._outbox.put(Message({"command": command, "number": 0, **arguments}))
+
     # -- the process -------------------------------------------------------------------------------------------------
 
     def _spawn(self) -> None:

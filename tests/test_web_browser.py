@@ -55,6 +55,7 @@ def shown_frame(page):
 @pytest.mark.browser
 def test_a_person_plays_rewinds_and_drops_a_picture(play_server, open_page, tmp_path):
     page = open_page(f"{play_server.url}/")
+    page.wait_for_selector(".card")
     assert page.locator(".card").count() == 2
     page.wait_for_function("() => document.querySelectorAll('.card img')[1].naturalWidth === 16")
     page.locator(".card", has_text="Duel").get_by_text("Against a script").click()

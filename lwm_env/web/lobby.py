@@ -281,6 +281,11 @@ class Lobby:
 
     def _tidy(self, room: Room) -> None:
         now = time.monotonic()
+        if not self.hosting.supervisor.ready:  # nobody can come back now, so nobody's time runs out
+            room.used_at = now
+            for seat in room.seats:
+                seat.deadline += TIDY_SECONDS
+            return
         expired = [seat for seat in room.seats if seat.expire(now)]
         if expired:
             room.tell({"type": "room", **room.describe()})

@@ -239,7 +239,6 @@ class Supervisor:
             self._started.set()
         elif event == "failed":
             self.failure = message.facts["error"]
-            log.error("the engine cannot start: %s", self.failure)
         else:
             self._on_event(message)
 

@@ -156,7 +156,7 @@ class Hosting:
             if not room.snapshots:
                 return
             self.release(room)
-            room.state = RoomState.SNAPSHOTTED
+            room.rest()
         if self.settings.state_dir:
             await asyncio.to_thread(room_files.write, self.settings.state_dir, room)
 

@@ -221,6 +221,14 @@ class Room:
             self.snapshots.pop()
         return self.snapshots[-1][1]
 
+    def rest(self) -> None:
+        """Keep nothing but the last snapshot."""
+        self.state = RoomState.SNAPSHOTTED
+        last = self.snapshots[-1]
+        self.snapshots.clear()
+        self.snapshots.append(last)
+        self.recording.clear()
+
     # -- told --------------------------------------------------------------------------------------------------------
 
     def tell(self, event: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ class Settings(BaseModel):
     drop_seconds: Seconds = 30.0  # and so long for one that was cut off
     pause_seconds: Seconds = 5.0  # without a player, until a room is paused
     snapshot_seconds: Seconds = 600.0  # without a player, until a room gives its slot back
-    close_seconds: Seconds = 86400.0  # without a player, until a room is forgotten
+    close_seconds: Seconds = 3600.0  # without a player, until a room is forgotten
 
     @model_validator(mode="after")
     def _is_safe(self) -> "Settings":

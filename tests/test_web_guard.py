@@ -203,6 +203,9 @@ def test_a_row_that_is_being_written_is_not_read(tiny_spec):
         table.act(1, 0, 2, seq=5)
         actions, seqs = other.read_actions([0, 1])
         assert (actions.tolist(), seqs.tolist()) == ([[0], [2]], [[0], [5]])
+        table.rest(1, 0)
+        actions, seqs = other.read_actions([1])
+        assert (actions.tolist(), seqs.tolist()) == ([[0]], [[0]])
     finally:
         other.close()
         table.close()

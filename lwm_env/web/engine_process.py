@@ -162,7 +162,7 @@ class EngineProcess:
         Args:
             kind: "seed" begins a stream of episodes (None: goes on to the next one), "snapshot" continues the payload,
                 "picture" starts from the payload, the bytes of one frame.
-            frame_id: of the first frame.
+            frame_id: of the first frame; a later one when the room has shown more meanwhile.
         """
         hosted = self.worlds[world]
         hosted.grow(slot + 1)
@@ -171,10 +171,12 @@ class EngineProcess:
             engine.set_state(payload, slot)
         else:
             self._reset(engine, slot, seed, np.frombuffer(payload, np.uint8) if kind == "picture" else None)
-        before = hosted.tenants.get(slot)
-        running = before is not None and before.room == room and before.running
         own = engine.model.spec.temperature
-        hosted.tenants[slot] = Tenant(room, own if temperature is None else temperature, running, frame_id - 1)
+        tenant = Tenant(room, own if temperature is None else temperature, frame_id=frame_id - 1)
+        before = hosted.tenants.get(slot)
+        if before is not None and before.room == room:
+            tenant.running, tenant.frame_id = before.running, max(tenant.frame_id, before.frame_id)
+        hosted.tenants[slot] = tenant
         self._publish(hosted, slot, self._first_row(hosted, slot))
         self._announce(world, [slot], 0.0)
 

@@ -104,7 +104,7 @@ class Hosting:
         self._take_slot(room)
         before, room.state = room.state, RoomState.WARMING
         try:
-            self.table(room).clear(room.slot)
+            self.table(room).rest(room.slot)
             await self._fill(room)
         except BaseException:
             self.release(room)

@@ -127,6 +127,9 @@ class Lobby:
         renewed = None
         if token is not None:
             viewer.seat, renewed, before = room.take(token, viewer)
+            viewer.seat.sent_at = None
+            if room.slot is not None:
+                self.hosting.table(room).rest(room.slot, viewer.seat.index)  # its player counts from the beginning
             if before is not None:
                 before.seat = None
                 before.close(protocol.REPLACED, "this seat was taken over by a newer connection")
@@ -143,7 +146,7 @@ class Lobby:
             seat.viewer, seat.state = None, SeatState.DROPPED
             seat.deadline = time.monotonic() + self.settings.drop_seconds
             if room.slot is not None and not self.hosting.draining:
-                self.hosting.table(room).act(room.slot, seat.index, 0)
+                self.hosting.table(room).rest(room.slot, seat.index)
         room.used_at = time.monotonic()
         room.tell({"type": "room", **room.describe()})
 

@@ -32,6 +32,7 @@ class SlotTable:
     def __init__(self, spec: WorldSpec, num_slots: int, name: str | None = None) -> None:
         players = len(spec.players)
         self._discrete = isinstance(spec.actions, DiscreteActions)
+        self._neutral = 0 if self._discrete else np.clip(0, spec.actions.low, spec.actions.high)
         columns = [
             ("actions", "<f4", (players, 1 if self._discrete else spec.actions.dim)),
             ("seqs", "<u4", (players,)),
@@ -52,9 +53,9 @@ class SlotTable:
     def name(self) -> str:
         return self._memory.name
 
-    def clear(self, slot: int) -> None:
-        """Neutral actions and no acknowledgements, for a new room."""
-        self._rows["actions"][slot], self._rows["seqs"][slot] = 0, 0
+    def rest(self, slot: int, player: int | slice = slice(None)) -> None:
+        """The neutral action and nothing to acknowledge, for one player or for all."""
+        self._rows["actions"][slot, player], self._rows["seqs"][slot, player] = self._neutral, 0
 
     def act(self, slot: int, player: int, action: int | list[float], seq: int | None = None) -> None:
         """Hold an action from the next step on; `seq` is what its frame acknowledges (None: what it did before)."""

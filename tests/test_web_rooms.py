@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -330,6 +331,24 @@ def test_two_policies_play_each_other_over_the_network(play_server):
         assert left.agents == [] and left.reset()[1]["left"]["frame_id"] > infos["left"]["frame_id"]
         right.reset(seed=5)
         assert play_server.call("GET", f"rooms/{room}")["seed"] == 5
+
+
+def test_without_a_websocket_the_frames_stream_and_actions_are_posted(play_server):
+    room, _ = create(play_server, "LWM-Duel-v0")
+    token = join(play_server, room)
+    request = urllib.request.Request(f"{play_server.url}/api/rooms/{room}/stream", headers={"X-Lwm-Token": token})
+    with urllib.request.urlopen(request, timeout=30) as stream:
+        renewed, jpegs = stream.headers["X-Lwm-Token"], []
+        while len(jpegs) < 3:
+            head = [stream.readline() for _ in range(4)]
+            jpegs.append(stream.read(int(head[2].split(b":")[1])))
+            stream.readline()
+        play_server.call("POST", f"rooms/{room}/act", {"action": 2}, renewed)
+        with pytest.raises(ServerError, match="403"):
+            play_server.call("POST", f"rooms/{room}/act", {"action": 2}, token)
+        assert all(pixels(jpeg).shape == (16, 16, 3) for jpeg in jpegs) and len(set(jpegs)) > 1
+
+    wait_for(lambda: play_server.call("GET", f"rooms/{room}")["seats"][0]["state"] != "live")
 
 
 def test_only_the_owner_closes_a_room(play_server, enter):

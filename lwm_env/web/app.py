@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response, WebSocket
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,7 +23,8 @@ from lwm_env.web.guard import Allowed, Guard
 from lwm_env.web.hosting import Busy
 from lwm_env.web.lobby import RETRY_SECONDS, Lobby, NoSuchRoom
 from lwm_env.web.metrics import Metrics
-from lwm_env.web.protocol import TERMINATED, TRUNCATED, ActionValue, Name, Seed, Temperature
+from lwm_env.web.mjpeg import MEDIA_TYPE, MjpegViewer
+from lwm_env.web.protocol import TERMINATED, TRUNCATED, ActionValue, Counter, Name, Seed, Temperature
 from lwm_env.web.rooms import Clock, Forbidden, Frame, Occupied, PlayedBy, Room
 from lwm_env.web.settings import Settings
 from lwm_env.web.supervisor import EngineLost, PlayedWorld, Refused
@@ -67,6 +68,11 @@ class BatchedStep(_Body):
     steps: Annotated[list[RoomStep], Field(min_length=1, max_length=256)]
 
 
+class SeatAction(_Body):
+    action: ActionValue
+    seq: Counter = 0
+
+
 class Reset(_Body):
     seed: Seed | None = None  # null: the next episode of the room's stream
 
@@ -96,7 +102,7 @@ def create_app(
     app.state.lobby = lobby
     app.add_exception_handler(LwmError, _tell_error)
     app.add_middleware(Guard, settings=settings, allowed=allowed, metrics=metrics)
-    for add in (_add_health, _add_worlds, _add_rooms, _add_steps, _add_states):
+    for add in (_add_health, _add_worlds, _add_rooms, _add_fallback, _add_steps, _add_states):
         add(app, lobby)
 
     @app.websocket("/ws")
@@ -201,6 +207,24 @@ def _add_rooms(app: FastAPI, lobby: Lobby) -> None:
         """Reserve a seat; its token takes it over the WebSocket. 409 when none is free."""
         seat, token = lobby.reserve(room, new.player)
         return {"player": seat.player, "seat": seat.index, "token": token, "seconds": lobby.settings.reserve_seconds}
+
+
+def _add_fallback(app: FastAPI, lobby: Lobby) -> None:
+    """For those whom no WebSocket reaches."""
+
+    @app.get("/api/rooms/{room_id}/stream", response_class=StreamingResponse)
+    async def stream(room: AnyRoom, x_lwm_token: Annotated[str | None, Header()] = None) -> StreamingResponse:
+        """The room as multipart MJPEG. A seat's token takes the seat; its new token is in the header X-Lwm-Token of the
+        answer. Without a token one watches."""
+        viewer = MjpegViewer()
+        token = await lobby.enter(room, x_lwm_token, viewer)
+        headers = {"X-Lwm-Token": token} if token else {}
+        return StreamingResponse(viewer.parts(lobby, room), headers=headers, media_type=MEDIA_TYPE)
+
+    @app.post("/api/rooms/{room_id}/act", status_code=204)
+    async def act(room: AnyRoom, order: SeatAction, x_lwm_token: Annotated[str | None, Header()] = None) -> None:
+        """Hold an action in the seat of a token."""
+        lobby.act(room, room.seat_of(x_lwm_token), order.action, order.seq)
 
 
 def _tell_step(frame: Frame, room: Room, with_picture: bool) -> dict[str, Any]:

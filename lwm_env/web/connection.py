@@ -127,6 +127,7 @@ class Connection:
         except NoSuchRoom as error:
             raise _Rejected(protocol.NO_ROOM, str(error)) from error
         except Forbidden as error:
+            lobby.metrics.rejected.labels("token").inc()
             raise _Rejected(protocol.FORBIDDEN, str(error)) from error
         except (Busy, EngineLost) as error:
             raise _Rejected(protocol.TRY_AGAIN_LATER, str(error)) from error

@@ -15,7 +15,7 @@ from lwm_env.web import protocol, room_files
 from lwm_env.web.hosting import Hosting
 from lwm_env.web.metrics import Metrics
 from lwm_env.web.protocol import Control, Pause, Restart, Rewind, SetTemperature
-from lwm_env.web.rooms import Clock, Forbidden, Frame, PlayedBy, Room, RoomState, Seat, SeatState, Viewer, check_action
+from lwm_env.web.rooms import Clock, Frame, PlayedBy, Room, RoomState, Seat, SeatState, Viewer, check_action
 from lwm_env.web.settings import Settings
 from lwm_env.web.supervisor import PlayedWorld
 
@@ -116,9 +116,8 @@ class Lobby:
             Forbidden: the token is of no seat. Busy, EngineLost: the room sleeps and cannot be woken now.
         """
         self.hosting.admit_nobody_while_draining()
-        if token is not None and not any(seat.secret.fits(token) for seat in room.seats):
-            self.metrics.rejected.labels("token").inc()
-            raise Forbidden("the token is of no seat in this room. Join it again.")
+        if token is not None:
+            room.seat_of(token)  # before anything changes
         if sum(len(room.viewers) for room in self.rooms.values()) >= self.settings.max_viewers:
             self.hosting.refuse("viewers", f"{self.settings.max_viewers} people are here already")
         await self.hosting.wake(room)

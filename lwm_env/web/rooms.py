@@ -185,10 +185,15 @@ class Room:
         Raises:
             Forbidden: the token is of no seat here. Nothing was changed.
         """
+        seat = self.seat_of(token)
+        before, seat.viewer, seat.state = seat.viewer, viewer, SeatState.LIVE
+        return seat, seat.secret.renew(), before
+
+    def seat_of(self, token: str | None) -> Seat:
+        """The seat that a token is of; Forbidden when there is none."""
         for seat in self.seats:
             if seat.secret.fits(token):
-                before, seat.viewer, seat.state = seat.viewer, viewer, SeatState.LIVE
-                return seat, seat.secret.renew(), before
+                return seat
         raise Forbidden("the token is of no seat in this room. Join it again.")
 
     def authorise(self, token: str | None) -> None:

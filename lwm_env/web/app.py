@@ -223,7 +223,8 @@ def _add_fallback(app: FastAPI, lobby: Lobby) -> None:
 
     @app.post("/api/rooms/{room_id}/act", status_code=204)
     async def act(room: AnyRoom, order: SeatAction, x_lwm_token: Annotated[str | None, Header()] = None) -> None:
-        """Hold an action in the seat of a token."""
+        """Hold an action in the taken seat of a token."""
+        room.authorise(x_lwm_token)
         lobby.act(room, room.seat_of(x_lwm_token), order.action, order.seq)
 
 

@@ -190,7 +190,8 @@ class Supervisor:
         """Until the engine is lost, or has missed its heartbeats."""
         await _first_of(self._started, self._lost, seconds=START_SECONDS)
         if not self._started.is_set():
-            log.error("the engine did not come up")
+            if self.failure is None:
+                log.error("the engine did not come up")
             return
         with contextlib.suppress(EngineLost):
             await self._on_ready()

@@ -32,16 +32,13 @@ HOSTILE_ORIGINS = [
     "null", "http://evil.example", "http://127.0.0.1.evil.example:{port}", "http://evil127.0.0.1:{port}",
     "http://user@127.0.0.1:{port}", "http://127.0.0.1", "http://127.0.0.1:1", "https://127.0.0.1:{port}",
     "HTTP://127.0.0.1:{port}", "http://LOCALHOST:{port}", "http://localhost.:{port}", "http://127.0.0.1:{port}/",
-    "http://127.0.0.1:{port} ", "http://[::1]:1", "",
+    "http://[::1]:1", "",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("origin", HOSTILE_ORIGINS)
 def test_hostile_origins_are_refused(play_server, origin):
     origin = origin.format(port=port_of(play_server))
-    stripped = origin.strip()  # HTTP takes the space off
-    if stripped in (f"http://127.0.0.1:{port_of(play_server)}",):
-        pytest.skip("the same origin once it is on the wire")
     with (
         pytest.raises(InvalidStatus) as refusal,
         connect(play_server.websocket_url, additional_headers={"Origin": origin}),

@@ -35,9 +35,9 @@ def choose_action(envs: gym.vector.VectorEnv, rng: np.random.Generator, horizon:
     here = world.get_state(0)
     scores, alive = np.zeros(num_plans), np.ones(num_plans)
     for t, actions in enumerate(plans):
-        _, rewards, _, _, infos = envs.step(np.concatenate([[0], actions]))
+        _, rewards, terminations, truncations, infos = envs.step(np.concatenate([[0], actions]))
         scores += DISCOUNT**t * alive * rewards[1:]
-        alive *= 1 - infos["termination_prob"][1:]
+        alive *= np.where(terminations | truncations, 0, 1 - infos["termination_prob"])[1:]
     world.set_state(here, 0)
     # A reward that is far away is not seen; staying alive is worth a little.
     return int(plans[0, np.argmax(scores + 0.1 * alive + 1e-3 * rng.random(num_plans))])

@@ -3,12 +3,13 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lwm_env.camera import CameraConfig
 from lwm_env.dynamics import DynamicsConfig
 from lwm_env.errors import ConfigMismatch
 from lwm_env.motion import MotionConfig
 from lwm_env.tokenizer import TokenizerConfig
 
-PARTS = {"tokenizer": TokenizerConfig, "motion": MotionConfig, "dynamics": DynamicsConfig}
+PARTS = {"tokenizer": TokenizerConfig, "camera": CameraConfig, "motion": MotionConfig, "dynamics": DynamicsConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class ModelConfig:
     frame_size: tuple[int, int] = (64, 64)  # height, width
     margin: int = 32  # pixels that the canvas remembers beyond each edge of the view
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env import worlds
+from lwm_env.camera import Camera
 from lwm_env.dynamics import Dynamics, EventHead
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.memory import Canvas, move_whole
@@ -34,8 +35,8 @@ WEIGHTS, PROMPTS = "model.safetensors", "prompts.safetensors"
 
 class Belief(NamedTuple):
     """Frames (B, K, 3, H, W) in [-1, 1], the canvas as it was before the last frame and its fractional offset (B, 2),
-    the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what the motion model carries from
-    step to step (B, carry_dim)."""
+    the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what the camera carries from step to
+    step (B, carry_dim)."""
 
     frames: Tensor
     canvas: Tensor
@@ -50,6 +51,7 @@ class Anticipation(NamedTuple):
     features: Tensor  # (B, 2C, h, w)
     estimate: Tensor  # (B, 2) motion of the camera in pixels, as the network thinks
     motion: Tensor  # (B, 2 + 2) the same, and how what was seen corrected it
+    travel: Tensor  # (B, 2) the motion with its correction, without gradients
     carry: Tensor  # (B, carry_dim)
     canvas: Tensor  # moved, and the fraction of a pixel left over
     offset: Tensor
@@ -105,7 +107,8 @@ class WorldModel(nn.Module):
         self.action_dim = players * spec.actions.dim
         self.canvas = Canvas(config.frame_size, config.margin)
         self.tokenizer = Tokenizer(config.tokenizer)
-        self.motion = Motion(config.motion, config.tokenizer.patch, config.frame_size, self.action_dim)
+        self.camera = Camera(config.camera, config.frame_size, self.action_dim)
+        self.motion = Motion(config.motion, config.tokenizer.patch, self.action_dim)
         self.dynamics = Dynamics(config.dynamics, self.tokenizer.levels, latent_dim, config.motion.dim)
         self.events = EventHead(config.dynamics, latent_dim, config.cells, players, len(spec.reward_values))
         self.register_buffer("reward_values", torch.tensor(spec.reward_values), persistent=False)
@@ -134,9 +137,8 @@ class WorldModel(nn.Module):
         still = picture.new_zeros(len(picture), 2)
         canvas = self.canvas.blank(len(picture), picture.device)
         frames = picture[:, None].expand(-1, self.config.motion.context_frames, -1, -1, -1)
-        return Belief(
-            frames, canvas, still, still.repeat(1, 2), picture.new_zeros(len(picture), self.config.motion.carry_dim)
-        )
+        carry = picture.new_zeros(len(picture), self.config.camera.carry_dim)
+        return Belief(frames, canvas, still, still.repeat(1, 2), carry)
 
     def commit(self, belief: Belief, proposal: Proposal, picture: Tensor) -> Belief:
         """The belief once the next picture is drawn. Gradients flow on through motion, carry and what the canvas kept,
@@ -162,12 +164,14 @@ class WorldModel(nn.Module):
     def anticipate(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Anticipation:
         """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
         next frame corrects the estimate."""
-        features, estimate, carry = self.motion.estimate(
-            belief.frames, self.embed(action), belief.motion, belief.offset, belief.carry
-        )
+        action = self.embed(action)
+        last = belief.frames[:, -1]
+        estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
         whole, motion, offset = self.correct(belief.offset, estimate, sighting)
-        canvas = self.canvas.write(belief.canvas, belief.frames[:, -1], self.motion.lasting(features))
-        return Anticipation(features, estimate, motion, carry, move_whole(canvas, whole), offset)
+        travel = (whole + offset - belief.offset).detach()
+        features = self.motion.read(belief.frames, action, travel, offset.detach())
+        canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(features))
+        return Anticipation(features, estimate, motion, travel, carry, move_whole(canvas, whole), offset)
 
     @torch.no_grad()
     def observe(self, belief: Belief, action: Tensor, picture: Tensor, sighting: Sighting | None = None) -> Belief:
@@ -179,14 +183,16 @@ class WorldModel(nn.Module):
 
     def propose(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Proposal:
         """Everything about the next step that is known before sampling."""
-        features, estimate, motion, carry, canvas, offset = self.anticipate(belief, action, sighting)
-        views = self.canvas.views(canvas, offset)
+        ahead = self.anticipate(belief, action, sighting)
+        views = self.canvas.views(ahead.canvas, ahead.offset.detach())
         moved, features = self.motion.compose(
-            features, belief.frames[:, -1], views, self.embed(action), estimate.detach(), carry
+            ahead.features, belief.frames[:, -1], views, self.embed(action), ahead.travel
         )
         moved_latent = self.tokenizer.encode(moved)
         logits, hidden = self.dynamics(features, moved_latent)
-        return Proposal(estimate, motion, canvas, offset, carry, moved, moved_latent, logits, hidden)
+        return Proposal(
+            ahead.estimate, ahead.motion, ahead.canvas, ahead.offset, ahead.carry, moved, moved_latent, logits, hidden
+        )
 
     def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
         """Token indices (B, D, h, w): the likeliest, or drawn by Gumbel noise (B, noise_dim) at a temperature."""

@@ -8,6 +8,7 @@ TINY_SETTINGS = {
     "frame_size": (16, 16), "margin": 8,
     "tokenizer.encoder_dim": 8, "tokenizer.encoder_blocks": 1, "tokenizer.fine_dim": 8,
     "tokenizer.decoder_dim": 8, "tokenizer.decoder_blocks": 1,
+    "camera.middle_dim": 8, "camera.whole_dim": 4, "camera.hidden_dim": 16, "camera.carry_dim": 8,
     "motion.dim": 8, "motion.bottleneck_dim": 16, "motion.bottleneck_blocks": 1,
     "dynamics.dim": 8, "dynamics.blocks": 1, "dynamics.event_dim": 8,
 }  # fmt: skip

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 from lwm_agents.agent import load_agent, make_ppo, read_facts
-from lwm_agents.imagination import Honest, ImaginationConfig, play, train_in_dream
+from lwm_agents.evaluation import play
+from lwm_agents.imagination import Honest, ImaginationConfig, train_in_dream, train_in_real
 from lwm_agents.sb3 import SB3VecEnv
 from lwm_env import cli
 from lwm_env.envs import LwmVectorEnv
@@ -36,6 +37,20 @@ def test_a_run_leaves_an_agent_and_a_log(run, tiny_spec):
 
     assert facts["num_timesteps"] == 32 and facts["world"] == tiny_spec.id
     assert list((run / "tensorboard").rglob("events*"))
+
+
+def test_the_same_settings_train_in_the_real_game(tiny_world, tiny_spec, tmp_path):
+    made = []
+
+    def make_real(world, num_envs, seed, split, autoreset_mode):
+        made.append((num_envs, seed, split))
+        return LwmVectorEnv(world, num_envs, autoreset_mode=autoreset_mode)
+
+    model = train_in_real(str(tiny_world), make_real, tmp_path, ImaginationConfig(**CONFIG), "cpu", **FAST)
+    facts = read_facts(tmp_path / "agent")
+
+    assert made == [(2, 0, "train")] and model.num_timesteps == facts["num_timesteps"] == 32
+    assert facts["real"].endswith("make_real") and facts["world"] == tiny_spec.id and facts["seconds"] > 0
 
 
 def test_a_second_call_goes_on_and_a_finished_run_stays(run, tiny_world):
@@ -81,8 +96,8 @@ def test_an_agent_that_does_not_fit_or_is_damaged_is_refused(run, tiny_world, tm
         load_agent(damaged, model)
 
 
-def test_rewards_are_scaled_and_surprise_costs(tiny_world):
-    envs, plain = Honest(SB3VecEnv(tiny_world, 2), 0.5), SB3VecEnv(tiny_world, 2)
+def test_rewards_are_scaled_and_surprise_costs(tiny_world, tiny_spec):
+    envs, plain = Honest(SB3VecEnv(tiny_world, 2), tiny_spec, 0.5), SB3VecEnv(tiny_world, 2)
     for each in (envs, plain):
         each.seed(0)
         each.reset()
@@ -95,7 +110,7 @@ def test_rewards_are_scaled_and_surprise_costs(tiny_world):
 def test_each_env_plays_its_share_of_the_episodes(tiny_world):
     envs = LwmVectorEnv(tiny_world, 2, autoreset_mode="SAME_STEP", max_episode_steps=4)
 
-    first, second = play(None, envs, 5, seed=1), play(None, envs, 5, seed=1)
+    first, second = (play(None, envs, 5, seed=1).summary() for _ in range(2))
 
     assert first["num_episodes"] == 5 and 1 <= first["length"] <= 4
     assert {**first, "steps_per_second": 0} == {**second, "steps_per_second": 0}

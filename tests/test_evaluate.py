@@ -97,6 +97,26 @@ def test_a_perfect_dream_has_infinite_psnr_and_all_events(held_out, tiny_spec):
         assert (events.found, events.false, events.missed, events.f1.value) == (1, 0, 0, 1)
 
 
+def test_the_camera_is_off_by_what_it_missed(held_out, tiny_spec):
+    """A wall that scrolls two pixels a step, dreamed by a camera that moves one."""
+    wall = np.random.default_rng(0).integers(0, 256, (NUM_CLIPS, 16, 40, 3), np.uint8)
+    frames = np.stack([wall[:, :, 2 * t : 2 * t + 16] for t in range(held_out.clips.observations.shape[1])], 1)
+    scrolling = replace(held_out, clips=replace(held_out.clips, observations=frames))
+
+    class Slow(Fake):
+        def start(self, frames, actions):
+            return super().start(frames, actions) | {"offset": torch.tensor([[0.0, 0.25]]).expand(len(frames), 2)}
+
+        def step(self, state, action, noise=None, temperature=0.0):
+            new, output = super().step(state, action, noise, temperature)
+            return new | {"motion": torch.tensor([[0.0, -1.0, 0.0, 0.0]]).expand(len(action), 4)}, output
+
+    measured = evaluate.measure(Slow(scrolling, tiny_spec, True), scrolling, Sampling(), lambda _: None)
+
+    assert measured.tallies["camera"].ratio().tolist() == pytest.approx([1.25, 2.25, 3.25, 4.25, 5.25, 6.25])
+    assert measured.tallies["on_course"].ratio().tolist() == [0] * STEPS
+
+
 def test_a_dream_that_stands_still_equals_the_copy_row(held_out, tiny_spec):
     measured = measure(held_out, tiny_spec, perfect=False)
     report = report_of(measured)

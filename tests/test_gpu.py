@@ -183,11 +183,11 @@ def test_training_in_bfloat16_stays_finite_and_ends_in_a_world(tiny_spec, tiny_c
     from lwm_training.train import train_world
 
     gym.register(GAME, Noise)
-    parts = ("tokenizer", "motion", "dynamics")
+    parts = ("tokenizer", "camera", "motion", "dynamics")
     numbers = {f"{part}.{key}": value for part in parts for key, value in vars(getattr(tiny_config, part)).items()}
     stages = tuple(
         Stage(name=name, trains=name, steps=4, learning_rate=1e-3, context=3, unroll=1 + 3 * (name == "joint"))
-        for name in (*parts, "joint")
+        for name in ("tokenizer", "camera", "dynamics", "joint")
     )
     recipe = Recipe(
         world=tiny_spec.model_copy(update={"real": tiny_spec.real.model_copy(update={"source": f"gymnasium:{GAME}"})}),

@@ -6,6 +6,7 @@ import torch
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.registration import Sighting
+from lwm_env.tokenizer import to_frames
 from lwm_env.world_model import WorldModel
 from lwm_training import loss
 from lwm_training.clips import Clips
@@ -14,9 +15,9 @@ from lwm_training.loss import (
     as_batch,
     at,
     camera_errors,
+    camera_unroll,
     mean_valid,
     motion_distance,
-    motion_errors,
     picture_error,
     sightings,
     total_error,
@@ -124,19 +125,6 @@ def test_a_camera_that_leads_to_the_seen_pixel_is_in_place_whatever_its_fraction
     assert errors["motion"].tolist() == pytest.approx([(0.1**2 + 0.4**2) / 4, (0.1**2 + 1.5**2) / 4, 0])
 
 
-def test_shaken_frames_move_by_a_pixel_at_most_and_the_last_one_not_at_all():
-    frames = torch.rand(8, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-    shaken = loss.shaken(frames, torch.Generator().manual_seed(1))
-
-    shifted = torch.stack([frames.roll((down, right), (3, 4)) for down in (-1, 0, 1) for right in (-1, 0, 1)], 0)[
-        ..., 1:-1, 1:-1
-    ]
-    same = (shifted == shaken[..., 1:-1, 1:-1]).all((3, 4, 5))  # (9, B, K)
-    assert torch.equal(shaken[:, -1], frames[:, -1])
-    assert same.any(0).all() and same[:, :, :-1].float().mean((1, 2)).max() < 0.5
-
-
 def test_a_guided_unroll_follows_the_real_camera_and_the_others_do_not(model):
     batch = as_batch(clips(), model)
     seen = sightings(batch)
@@ -149,6 +137,22 @@ def test_a_guided_unroll_follows_the_real_camera_and_the_others_do_not(model):
     assert model.correct(torch.full((2, 2), 0.4), torch.full((2, 2), 0.3), None)[0].tolist() == [[1, 1], [1, 1]]
 
 
+def test_a_camera_that_is_shown_its_dream_sees_what_the_world_draws(model):
+    batch = as_batch(clips(), model)
+    seen = []
+    model.camera.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        losses = loss.camera_unroll(model, batch, 2, dreamed=True)
+    finally:
+        model.camera._forward_pre_hooks.clear()
+
+    state = model.start(to_frames(batch.pixels[:, :2]), batch.actions[:, :1])
+    _, output = model.step(state, batch.actions[:, 1])  # its canvas is rounded to bytes
+    shown = [(to_frames(picture).float() - output.frame.float()).abs().mean().item() for picture in seen]
+    assert min(shown) < 1 and torch.equal(seen[0], batch.pixels[:, 0])
+    assert losses["place"].requires_grad
+
+
 @pytest.mark.parametrize("unroll", [1, 4])
 def test_losses_and_gradients_are_finite_in_bfloat16(model, unroll):
     batch = as_batch(clips(steps=1 + unroll), model)
@@ -156,7 +160,7 @@ def test_losses_and_gradients_are_finite_in_bfloat16(model, unroll):
 
     with torch.autocast("cpu", torch.bfloat16):
         losses = unroll_errors(model, batch, 2, LossWeights(), torch.Generator().manual_seed(0))
-        losses["motion"] = losses["motion"] + motion_errors(model, batch, 2, torch.Generator().manual_seed(0))["motion"]
+        losses["motion"] = losses["motion"] + camera_unroll(model, batch, 2)["motion"]
     total_error(losses, LossWeights()).backward()
 
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

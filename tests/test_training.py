@@ -44,6 +44,7 @@ actions = {{ kind = "discrete", meanings = ["NOOP", "LEFT", "RIGHT"], source_act
 [model.overrides]
 margin = 8
 tokenizer = {{ encoder_dim = 8, encoder_blocks = 1, fine_dim = 8, decoder_dim = 8, decoder_blocks = 1 }}
+camera = {{ middle_dim = 8, whole_dim = 4, hidden_dim = 16, carry_dim = 8 }}
 motion = {{ dim = 8, bottleneck_dim = 16, bottleneck_blocks = 1 }}
 dynamics = {{ dim = 8, blocks = 1, event_dim = 8 }}
 
@@ -57,7 +58,7 @@ log_every = 1
 checkpoint_minutes = 1e-7 # after every step
 stages = [
     {{ name = "tokenizer", trains = "tokenizer", steps = 2, learning_rate = 3e-3 }},
-    {{ name = "motion", trains = "motion", steps = 2, learning_rate = 2e-3, context = 3 }},
+    {{ name = "camera", trains = "camera", steps = 2, learning_rate = 2e-3, context = 3 }},
     {{ name = "unroll", trains = "dynamics", steps = 2, learning_rate = 2e-3, context = 2, unroll = 2 }},
     {{ name = "all", trains = "joint", steps = 2, learning_rate = 1e-3, context = 3, unroll = 4 }},
 ]

@@ -81,7 +81,10 @@ def load_agent(folder: Path, model: PPO) -> dict[str, Any]:
     facts = read_facts(folder)
     here = {"observations": str(model.observation_space), "actions": str(model.action_space)}
     if facts.get("spaces") != here:
-        raise ConfigMismatch(f"the agent in {folder} has the spaces {facts.get('spaces')}, the world has {here}.")
+        raise ConfigMismatch(
+            f"the agent in {folder} has the spaces {facts.get('spaces')}, the world has {here}. Name an agent of this "
+            f"world, or train one with: lwm agent train WORLD"
+        )
     try:
         tensors = safetensors.torch.load((_settled(folder) / POLICY).read_bytes())
         weights = {name.removeprefix("policy."): x for name, x in tensors.items() if name.startswith("policy.")}

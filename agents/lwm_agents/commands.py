@@ -35,13 +35,31 @@ def agent() -> None:
 @click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the run's last checkpoint.")
+@click.option("--refresh", "num_rounds", type=click.IntRange(0), default=0, show_default=True, help="See above.")
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="To renew the world by.")
+@click.option("--real-frames", "num_frames", type=click.IntRange(1), default=20_000, show_default=True, help="A round.")
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe: train.minutes=5.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool, **config: Any) -> None:
-    """Train a policy by PPO inside WORLD (an id or a folder). The run may be stopped and started again."""
+def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool, **options: Any) -> None:
+    """Train a policy by PPO inside WORLD (an id or a folder). The run may be stopped and started again.
+
+    --refresh N renews the world N times meanwhile: the policy plays --real-frames of the real game (`lwm collect`), the
+    world is trained on them by --recipe (`lwm train`), and the policy goes on in the new world.
+    """
     from lwm_agents.imagination import ImaginationConfig, train_in_dream
 
-    folder = out or _default_folder(world)
-    model = train_in_dream(world, folder, ImaginationConfig(**config), device, resume)
+    folder, rounds = out or _default_folder(world), options.pop("num_rounds")
+    renewing = {name: options.pop(name) for name in ("recipe", "num_frames", "overrides")}
+    config = ImaginationConfig(**options)
+    if not rounds:
+        model = train_in_dream(world, folder, config, device, resume)
+    elif renewing["recipe"] is None or not resume:
+        raise click.UsageError("--refresh needs the --recipe of the world, and goes without --no-resume.")
+    else:
+        from lwm_agents.dyna import RefreshConfig, train_with_refresh
+
+        refresh = RefreshConfig(num_rounds=rounds, num_envs=config.num_envs, **renewing)
+        model = train_with_refresh(world, folder, config, refresh, device)
     if as_json:
         click.echo(json.dumps({"agent": str(folder / "agent"), "num_timesteps": model.num_timesteps}))
     else:
@@ -57,35 +75,100 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--split", default="validation", show_default=True, help="Whose levels of the real game.")
 @click.option("--deterministic", is_flag=True, help="The likeliest action instead of a drawn one.")
+@click.option("--planner", is_flag=True, help="Instead of an agent, search by forking the dream; see --num-plans.")
+@click.option("--num-plans", type=click.IntRange(1), default=64, show_default=True, help="Tried for each choice.")
+@click.option("--horizon", type=click.IntRange(1), default=15, show_default=True, help="Steps of a plan.")
+@click.option("--iterations", type=click.IntRange(1), default=1, show_default=True, help="Over 1: cross-entropy.")
+@click.option("--replan-every", type=click.IntRange(1), default=4, show_default=True, help="Steps played of a plan.")
 @click.option("--real", default=REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(world: str, path: Path | None, where: str, as_json: bool, **options: Any) -> None:
-    """Returns of an agent and of random actions in WORLD, and in the real game it was learned from."""
-    from lwm_agents.agent import choose_device, load_agent, make_ppo
-    from lwm_agents.imagination import play
-    from lwm_agents.sb3 import SB3VecEnv
+def evaluate(world: str, path: Path | None, where: str, planner: bool, as_json: bool, **options: Any) -> None:
+    """Returns of an agent, or of a planner, and of random actions in WORLD and in the real game it was learned from."""
+    from lwm_agents.evaluation import play
 
-    path, rows = path or _default_folder(world) / "agent", {}
+    if planner and path:
+        raise click.UsageError("--planner plays instead of an agent. Leave out --agent.")
+    path, rows, name = path or _default_folder(world) / "agent", {}, "planner" if planner else "agent"
     for place in ("dream", "real") if where == "both" else (where,):
         envs = _dream(world, options) if place == "dream" else _real(world, options)
         try:
-            model = make_ppo(SB3VecEnv(envs), device=choose_device(options["device"]))
-            load_agent(path, model)
+            policy = _planner(world, place, envs, options) if planner else _trained(path, envs, options["device"])
             chosen = {"num_episodes": options["episodes"], "seed": options["seed"]}
-            rows[f"{place}, agent"] = play(model, envs, deterministic=options["deterministic"], **chosen)
-            rows[f"{place}, random"] = play(None, envs, **chosen)
+            rows[f"{place}, {name}"] = play(policy, envs, deterministic=options["deterministic"], **chosen).summary()
+            rows[f"{place}, random"] = play(None, envs, **chosen).summary()
         finally:
             envs.close()
     if as_json:
-        click.echo(json.dumps({"world": world, "agent": str(path), "results": rows}))
+        click.echo(json.dumps({"world": world, "agent": None if planner else str(path), "results": rows}))
         return
     for name, row in rows.items():
         click.echo(f"{name:14} return {row['mean']:.3f} ±{row['interval']:.3f}  length {row['length']:.0f}")
 
 
+@agent.command()
+@click.argument("world")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder [runs/agent-report-WORLD].")
+@click.option("--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies of a kind.")
+@click.option(
+    "--steps", "num_steps", type=click.IntRange(1), default=200_000, show_default=True, help="Of each policy."
+)
+@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=16, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first one.")
+@click.option("--horizon", type=click.IntRange(1), help="Steps until a dream is cut; the world's limit by default.")
+@click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
+@click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
+@click.option("--episodes", "num_episodes", type=click.IntRange(2), default=200, show_default=True, help="Of a policy.")
+@click.option("--split", default="validation", show_default=True, help="Whose levels measure; it learns on train.")
+@click.option("--deterministic", is_flag=True, help="The likeliest action instead of a drawn one.")
+@click.option("--real", default=REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--into", type=click.Path(path_type=Path, dir_okay=False), help="A file to get the table between its marks."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def report(
+    world: str, out: Path | None, real: str, device: str, into: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Does a policy that learned inside WORLD win in the real game? Random actions, PPO in the real game and PPO in the
+    dream, all measured in the real game. The run may be stopped and started again."""
+    from lwm_agents import transfer_report
+    from lwm_agents.dream_to_real import TransferConfig, TransferRun
+    from lwm_agents.imagination import ImaginationConfig
+
+    measuring = {name: options.pop(name) for name in ("num_seeds", "num_episodes", "split", "deterministic")}
+    config = TransferConfig(training=ImaginationConfig(**options), **measuring)
+    folder = out or Path("runs") / f"agent-report-{Path(world).name}"
+    run = TransferRun(world, _resolve(real), folder, config, device)
+    found = transfer_report.build(run, run.run())
+    transfer_report.write_report(folder, found)
+    if into:
+        transfer_report.insert_table(into, found)
+    click.echo(
+        found.to_json().strip() if as_json else f"{transfer_report.as_table(found)}\n{folder / transfer_report.RECORD}"
+    )
+
+
 def _default_folder(world: str) -> Path:
     return Path("runs") / f"agent-{Path(world).name}"
+
+
+def _trained(path: Path, envs: Any, device: str) -> Any:
+    from lwm_agents.agent import choose_device, load_agent, make_ppo
+    from lwm_agents.sb3 import SB3VecEnv
+
+    model = make_ppo(SB3VecEnv(envs), device=choose_device(device))
+    load_agent(path, model)
+    return model
+
+
+def _planner(world: str, place: str, envs: Any, options: dict[str, Any]) -> Any:
+    from lwm_agents.planning import Planner, PlannerConfig
+
+    names = ("num_plans", "horizon", "iterations", "replan_every")
+    config = PlannerConfig(**{name: options[name] for name in names})
+    played = envs if place == "dream" else None
+    return Planner(world, config, played, options["seed"], device=options["device"])
 
 
 def _dream(world: str, options: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
-"""PPO in imagination: a policy learns inside a world, and is measured there or in any other env of the same spaces."""
+"""PPO in imagination, and with the same settings in the real game."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from tqdm import tqdm
 
 from lwm_agents.agent import choose_device, load_agent, make_ppo, read_facts, save_agent
 from lwm_agents.sb3 import SB3VecEnv
+from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, UnknownWorld
+from lwm_env.spec import WorldSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +35,9 @@ class ImaginationConfig:
 class Honest(VecEnvWrapper):
     """Rewards in units of the game's largest, less a penalty where the world does not know what it does."""
 
-    def __init__(self, envs: SB3VecEnv, surprise_penalty: float) -> None:
+    def __init__(self, envs: SB3VecEnv, spec: WorldSpec, surprise_penalty: float = 0.0) -> None:
         super().__init__(envs)
-        self.scale = 1 / (max(map(abs, envs.envs.unwrapped.world_spec.reward_values)) or 1)
+        self.scale = 1 / (max(map(abs, spec.reward_values)) or 1)
         self.surprise_penalty = surprise_penalty
 
     def reset(self) -> np.ndarray:
@@ -42,25 +45,33 @@ class Honest(VecEnvWrapper):
 
     def step_wait(self) -> tuple:
         observations, rewards, dones, infos = self.venv.step_wait()
-        penalty = self.surprise_penalty * self.venv.step_infos["surprise"]
-        return observations, (rewards * self.scale - penalty).astype(np.float32), dones, infos
+        rewards = rewards * self.scale
+        if self.surprise_penalty:  # a real game has no surprise
+            rewards = rewards - self.surprise_penalty * self.venv.step_infos["surprise"]
+        return observations, rewards.astype(np.float32), dones, infos
 
 
 class _Saver(BaseCallback):
-    """A progress bar, and a checkpoint between two updates every `save_every` steps."""
+    """A progress bar, and a checkpoint between two updates every `save_every` steps.
 
-    def __init__(self, folder: Path, facts: dict[str, Any], save_every: int, bar: tqdm) -> None:
+    The agent's facts get `seconds`, the wall time that its steps took.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any], config: ImaginationConfig, bar: tqdm) -> None:
         super().__init__()
-        self.folder, self.facts, self.save_every, self.bar = folder, facts, save_every, bar
-        self.saved = 0
+        self.folder, self.facts, self.save_every, self.bar = folder, facts, config.save_every, bar
+        self.saved, self.begin = 0, time.perf_counter() - facts["seconds"]
+
+    def save(self) -> None:
+        save_agent(self.folder, self.model, {**self.facts, "seconds": time.perf_counter() - self.begin})
+        self.saved = self.model.num_timesteps
 
     def _on_training_start(self) -> None:
         self.saved = self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:  # all updates are done
         if self.model.num_timesteps - self.saved >= self.save_every:
-            save_agent(self.folder, self.model, self.facts)
-            self.saved = self.model.num_timesteps
+            self.save()
 
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
@@ -68,11 +79,20 @@ class _Saver(BaseCallback):
 
 
 def train_in_dream(
-    world: str, folder: Path, config: ImaginationConfig, device: str = "auto", resume: bool = True, **ppo: Any
+    world: str,
+    folder: Path,
+    config: ImaginationConfig,
+    device: str = "auto",
+    resume: bool = True,
+    start: Path | None = None,
+    **ppo: Any,
 ) -> PPO:
     """Train a policy in a world; the agent goes to `folder/agent`, TensorBoard's files to `folder/tensorboard`.
 
     A second call goes on from the last checkpoint, in new episodes. `ppo` are settings of SB3's PPO.
+
+    Args:
+        start: an agent of another world to begin with; its steps count.
 
     Raises:
         ConfigMismatch: the folder holds an agent of another world or configuration. And what `load_agent` raises.
@@ -80,22 +100,68 @@ def train_in_dream(
     envs = SB3VecEnv(world, config.num_envs, device=device, max_episode_steps=config.horizon)
     inside = envs.envs.unwrapped
     facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, "config": asdict(config)}
+    honest = Honest(envs, inside.world_spec, config.surprise_penalty)
+    return _train(_make(honest, folder, config, device, ppo), folder, facts, config, resume, start)
+
+
+def train_in_real(
+    world: str,
+    make_real: Callable[..., VectorEnv],
+    folder: Path,
+    config: ImaginationConfig,
+    device: str = "auto",
+    resume: bool = True,
+    **ppo: Any,
+) -> PPO:
+    """The same in the real game, on the levels of its split "train"; horizon and surprise penalty do not apply.
+
+    Args:
+        make_real: makes the real game in mode SAME_STEP, see `lwm_agents.commands.REAL_ENV`.
+
+    Raises:
+        See `train_in_dream`. And what `make_real` raises.
+    """
+    spec = worlds.read_spec(worlds.find(world))
+    made = {"num_envs": config.num_envs, "seed": config.seed, "split": "train"}
+    envs = SB3VecEnv(make_real(world, autoreset_mode="SameStep", **made))
+    facts = {"world": spec.id, "real": name_of(make_real), "config": asdict(config)}
+    return _train(_make(Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """MODULE:FUNCTION, as `--real` takes it."""
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _make(envs: Honest, folder: Path, config: ImaginationConfig, device: str, settings: dict[str, Any]) -> PPO:
+    return make_ppo(envs, config.seed, choose_device(device), folder / "tensorboard", **settings)
+
+
+def _train(
+    model: PPO,
+    folder: Path,
+    facts: dict[str, Any],
+    config: ImaginationConfig,
+    resume: bool,
+    start: Path | None = None,
+) -> PPO:
+    """Learn what is left of the steps; closes the envs of the model."""
     try:
-        model = make_ppo(
-            Honest(envs, config.surprise_penalty), config.seed, choose_device(device), folder / "tensorboard", **ppo
-        )
+        seconds = 0.0
         if resume and _has_agent(folder):
             _check_same(read_facts(folder / "agent"), facts, folder)
-            load_agent(folder / "agent", model)
+            start = folder / "agent"
+        if start is not None:
+            seconds = load_agent(start, model).get("seconds", 0.0)
         left = config.num_steps - model.num_timesteps
         with tqdm(total=config.num_steps, initial=model.num_timesteps, unit="step", disable=None) as bar:
             if left > 0:
-                saver = _Saver(folder / "agent", facts, config.save_every, bar)
+                saver = _Saver(folder / "agent", {**facts, "seconds": seconds}, config, bar)
                 model.learn(left, saver, tb_log_name="ppo", reset_num_timesteps=model.num_timesteps == 0)
-                save_agent(folder / "agent", model, facts)
+                saver.save()
         return model
     finally:
-        envs.close()
+        model.get_env().close()
 
 
 def _has_agent(folder: Path) -> bool:
@@ -112,40 +178,5 @@ def _check_same(saved: dict[str, Any], facts: dict[str, Any], folder: Path) -> N
     if changed:
         raise ConfigMismatch(
             f"the agent in {folder} was trained with another {' and '.join(changed)}. Name another folder with --out, "
-            f"or begin anew with --no-resume."
+            f"or remove the agent to begin anew."
         )
-
-
-def play(model: PPO | None, envs: VectorEnv, num_episodes: int, seed: int = 0, deterministic: bool = False) -> dict:
-    """Returns of a policy, or of uniformly random actions (None), in a vector env that resets in the same step.
-
-    Each env plays its share of the episodes, so that short ones are not counted more often.
-
-    Returns:
-        mean, interval (95 %, half width), num_episodes, length (mean steps), steps_per_second.
-    """
-    adapter, returns, lengths = SB3VecEnv(envs), [], []
-    share = np.full(adapter.num_envs, num_episodes // adapter.num_envs)
-    share[: num_episodes % adapter.num_envs] += 1
-    adapter.seed(seed)
-    adapter.action_space.seed(seed)
-    observations, begin, steps = adapter.reset(), time.perf_counter(), 0
-    while share.any():
-        if model is None:
-            actions = np.array([adapter.action_space.sample() for _ in range(adapter.num_envs)])
-        else:
-            actions, _ = model.predict(observations, deterministic=deterministic)
-        observations, _, dones, infos = adapter.step(actions)
-        steps += adapter.num_envs
-        for i in np.flatnonzero(dones & (share > 0)):
-            share[i] -= 1
-            returns.append(infos[i]["episode"]["r"])
-            lengths.append(infos[i]["episode"]["l"])
-    spread = np.std(returns, ddof=1) if len(returns) > 1 else float("nan")
-    return {
-        "mean": float(np.mean(returns)),
-        "interval": float(1.96 * spread / np.sqrt(len(returns))),
-        "num_episodes": len(returns),
-        "length": float(np.mean(lengths)),
-        "steps_per_second": steps / (time.perf_counter() - begin),
-    }

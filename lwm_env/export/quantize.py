@@ -23,6 +23,7 @@ from lwm_env.spec import ContinuousActions, WorldSpec
 from lwm_env.world_model import Prompts
 
 QUANTIZED = ["Conv", "MatMul", "Gemm"]
+EXACT = ("model.camera.", "model.motion.layers.", "model.motion.write.")  # fractions of a pixel; exact copies
 MAX_DROP = 0.3  # dB of pooled PSNR to the real frames
 STEPS = 60  # of a dream, when there are as many real frames
 KEPT_STEPS = 4  # every fourth state of a dream is calibrated on
@@ -78,6 +79,7 @@ def quantize(world: OnnxWorld, starts: Prompts) -> Any:
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=QUANTIZED,
+                nodes_to_exclude=_exact_nodes(onnx.load(world.file)),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -87,6 +89,11 @@ def quantize(world: OnnxWorld, starts: Prompts) -> Any:
         raise StorageError(f"no room for the temporary files of int8: {error.strerror or error}.") from error
     finally:
         logger.setLevel(level)
+
+
+def _exact_nodes(proto: Any) -> list[str]:
+    """Names of the nodes whose weights are those of `EXACT` layers."""
+    return [node.name for node in proto.graph.node if any(name.startswith(EXACT) for name in node.input)]
 
 
 def calibration_inputs(world: OnnxWorld, starts: Prompts) -> Iterator[dict[str, np.ndarray]]:

@@ -11,7 +11,8 @@ class Clips:
 
     observations: uint8 (B, T + 1, H, W, 3); actions: (B, T, P) int64 or (B, T, P, A) float32 for P players;
     rewards: float32 (B, T, P); terminations: bool (B, T), true on the step whose next frame ends the episode;
-    valid: bool (B, T), whether step t belongs to the episode that the stretch began in.
+    valid: bool (B, T), whether step t belongs to the episode that the stretch began in;
+    sightings: float32 (B, T, 3), the camera's motion by registration, in pixels, and whether it is sure; if asked for.
     """
 
     observations: np.ndarray
@@ -19,7 +20,12 @@ class Clips:
     rewards: np.ndarray
     terminations: np.ndarray
     valid: np.ndarray
+    sightings: np.ndarray | None = None
 
     def part(self, rank: int, world: int) -> "Clips":
         """Every `world`-th clip from number `rank` on: what one of several processes computes."""
-        return Clips(*(getattr(self, field.name)[rank::world] for field in fields(self)))
+        return self[slice(rank, None, world)]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Clips":
+        arrays = [getattr(self, field.name) for field in fields(self)]
+        return Clips(*(None if array is None else array[rows] for array in arrays))

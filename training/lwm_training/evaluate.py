@@ -5,12 +5,15 @@ Shapes: B clips, S steps with ground truth, T steps dreamed, P players.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lwm_env.registration import sight
 from lwm_env.spec import ContinuousActions
+from lwm_env.tokenizer import to_pixels
 from lwm_training import metrics, tally
 from lwm_training.event_metrics import Happenings, best_threshold
 from lwm_training.held_out import HeldOut, Progress
@@ -114,12 +117,14 @@ def _measure_chunk(model: Dreamer, chunk: HeldOut, sampling: Sampling, progress:
 
 def _compare(model: Dreamer, chunk: HeldOut, dream: Dream) -> dict[str, Tally]:
     """Dream and baselines against the truth: squared errors of all steps (dream, copy, seen, codec), SSIM at the
-    horizons (dream_ssim, ...), sharpness with that of the real frames as the count, and surprise."""
+    horizons (dream_ssim, ...), sharpness with that of the real frames as the count, surprise, and how far the camera is
+    off where the real one is known (camera), with how many are less than a pixel off (on_course)."""
     real = torch.from_numpy(chunk.clips.observations[:, chunk.context :])
     valid = torch.from_numpy(chunk.valid)
     copy = torch.from_numpy(chunk.clips.observations[:, chunk.context - 1])
     seen = seen_pixels(torch.from_numpy(chunk.clips.observations), chunk.context).mask[:, chunk.context :]
     sums = _Sums(valid)
+    astray, known = _astray(dream, torch.from_numpy(chunk.clips.observations[:, chunk.context - 1 :]))
     steps = range(1, chunk.truth + 1)
     energies = torch.stack([metrics.sharpness(real[:, step - 1]) for step in steps], 1)
     for step in steps:
@@ -130,6 +135,9 @@ def _compare(model: Dreamer, chunk: HeldOut, dream: Dream) -> dict[str, Tally]:
         sums.add("seen_share", step, seen[:, step - 1].double().mean((1, 2)), torch.ones(len(true)))
         sums.add("sharpness", step, metrics.sharpness(drawn), energies[:, step - 1])
         sums.add("surprise", step, dream.surprise[:, step - 1], torch.ones(len(true)))
+        off, counts = astray[:, step - 1], known[:, step - 1].double()
+        sums.add("camera", step, off * counts, counts)
+        sums.add("on_course", step, (off < 1) * counts, counts)
         if step in HORIZONS or step == chunk.truth:
             codec = reconstruct(model, true)
             sums.add("codec", step, *metrics.squared_error(codec, true))
@@ -141,6 +149,16 @@ def _compare(model: Dreamer, chunk: HeldOut, dream: Dream) -> dict[str, Tally]:
         sums.add("sharpness", step, metrics.sharpness(dream.frames[step]), typical)
         sums.add("surprise", step, dream.surprise[:, step - 1], torch.ones(len(real)))
     return sums.tallies()
+
+
+def _astray(dream: Dream, real: Tensor) -> tuple[Tensor, Tensor]:
+    """How many pixels the dream's camera is off the real one, as registration of the real frames uint8
+    (B, 1 + S, H, W, 3) finds it, in the direction where it is more: (B, S); and whether all were sure so far."""
+    seen = [sight(*pair) for pair in pairwise(to_pixels(real).unbind(1))]
+    places = torch.stack([motion.round() for motion, _ in seen], 1).cumsum(1)
+    known = torch.stack([sure for _, sure in seen], 1).cumprod(1)
+    off = (dream.places[:, : places.shape[1]] - places).abs().amax(2)
+    return off.nan_to_num(), known * ~off.isnan()
 
 
 class _Sums:

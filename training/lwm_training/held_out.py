@@ -61,7 +61,7 @@ class HeldOut:
         """The same in parts of at most `size` clips, views of this one."""
         for first in range(0, len(self), size):
             rows = slice(first, first + size)
-            parts = Clips(**{name: array[rows] for name, array in vars(self.clips).items()})
+            parts = self.clips[rows]
             yield replace(self, clips=parts, actions=self.actions[rows])
 
 
@@ -77,7 +77,7 @@ def from_clips(clips: Clips, context: int) -> HeldOut:
     good = clips.valid[:, before].all(1) & ~clips.terminations[:, before].any(1) & clips.valid[:, context - 1]
     if not good.any():
         raise InvalidInput(f"None of {len(good)} clips stays in its episode for {context} frames. Shorten it.")
-    clips = Clips(**{name: array[good] for name, array in vars(clips).items()})
+    clips = clips[good]
     return HeldOut(clips, context, clips.actions)
 
 

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
-from lwm_env.memory import move_whole
 from lwm_env.registration import Sighting, sight
 from lwm_env.tokenizer import Tokenizer, to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
+from lwm_training.mosaic import Mosaic
 
 ASTRAY = 1.0  # pixels off the real camera from which on a dreamed picture is not compared with the real one
-LOST = 4.0  # pixels from which on its reward and end are not
+LOST = 4.0  # pixels from which on its reward and end are not, and its camera is taught no more
+CREDIT = 0.8  # of a place that is wrong goes to the motion before the last, of that to the one before, and so on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,14 @@ class LossWeights:
 @dataclass(frozen=True)
 class Batch:
     """Clips as tensors: pixels (B, T + 1, 3, H, W) in [-1, 1], actions (B, T, P[, A]), rewards as indices of the
-    world's reward values (B, T, P), ends (B, T) and valid (B, T) as floats."""
+    world's reward values (B, T, P), ends (B, T) and valid (B, T) as floats, and sightings if they are known already."""
 
     pixels: Tensor
     actions: Tensor
     rewards: Tensor
     ends: Tensor
     valid: Tensor
+    sightings: Tensor | None = None
 
 
 def as_batch(clips, model: WorldModel) -> Batch:
@@ -67,6 +69,7 @@ def as_batch(clips, model: WorldModel) -> Batch:
         rewards=(rewards[..., None] - model.reward_values).abs().argmin(-1),
         ends=torch.from_numpy(clips.terminations).to(device).float(),
         valid=torch.from_numpy(clips.valid).to(device).float(),
+        sightings=None if clips.sightings is None else torch.from_numpy(clips.sightings).to(device),
     )
 
 
@@ -95,6 +98,8 @@ def mean_valid(values: Tensor, valid: Tensor) -> Tensor:
 
 def sightings(batch: Batch) -> Sighting:
     """The real camera's motion of every step, by registration: motion (B, T, 2), sure (B, T)."""
+    if batch.sightings is not None:
+        return Sighting(batch.sightings[..., :2], batch.sightings[..., 2] > 0)
     before, after = (batch.pixels[:, part].flatten(0, 1) for part in (slice(None, -1), slice(1, None)))
     return Sighting(*(part.unflatten(0, batch.valid.shape) for part in sight(before, after)))
 
@@ -131,35 +136,43 @@ def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
     return F.smooth_l1_loss(estimated, registered, reduction="none", beta=2.0).clamp(max=10).sum(1)
 
 
-def motion_errors(model: WorldModel, batch: Batch, context: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Errors of the camera's motion along real frames, with gradients through all that is carried: corrected by what is
-    seen for `context` frames, then left to itself. From there on the older frames are shaken by up to a pixel, since in
-    a dream they lie where the dreamer's own rounding put them and tell nothing of the real speed."""
+def camera_unroll(model: WorldModel, batch: Batch, context: int, dreamed: bool = False) -> dict[str, Tensor]:
+    """Errors of the camera alone, with gradients through all that is carried: corrected by what is seen in `context`
+    real frames, then left to itself. From there on it sees the real world from where it has gone astray to, or what is
+    `dreamed` of it, which costs ten times as much."""
     seen, belief = sightings(batch), model.believe(batch.pixels[:, 0])
-    frames, _, offset, motion, carry = belief
+    offset, motion, carry = belief.offset, belief.motion, belief.carry
     steps, astray, followed = batch.actions.shape[1], torch.zeros_like(offset), batch.valid[:, 0].bool()
+    valid = torch.cat([torch.ones_like(batch.valid[:, :1]), batch.valid], 1).bool()
+    mosaic = Mosaic(batch.pixels, seen.motion * seen.sure[..., None], valid)
+    dream = context_belief(model, batch, seen, context) if dreamed else None
     totals: dict[str, Tensor] = {}
     for t in range(steps):
         sighting, free = at(seen, t), t >= context - 1
-        looked_at = shaken(frames, generator) if free else frames
-        action = model.embed(batch.actions[:, t])
-        _, estimate, carry = model.motion.estimate(looked_at, action, motion, offset, carry)
+        picture = batch.pixels[:, t]
+        if free and dream is None:
+            picture = mosaic.show(t, astray)
+        elif free:
+            picture, dream = dream.frames[:, -1], dream_on(model, dream, batch.actions[:, t])
+        estimate, carry = model.camera(picture, model.embed(batch.actions[:, t]), motion, offset, carry)
         followed = followed & (sighting.sure | (not free))
         errors = camera_errors(estimate, offset + astray, sighting, followed)
+        errors["motion"] = errors["motion"] * (astray == 0).all(1)
         for name, value in errors.items():
             totals[name] = totals.get(name, 0) + mean_valid(value, batch.valid[:, t]) / steps
         whole, motion, offset = model.correct(offset, estimate, None if free else sighting)
+        offset = torch.lerp(offset.detach(), offset, CREDIT)
         astray = astray + (whole - sighting.motion.round()) * free
-        frames = torch.cat([frames[:, 1:], batch.pixels[:, t + 1, None]], 1)
+        followed = followed & (astray.abs().amax(1) < LOST)
     return totals
 
 
-def shaken(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Frames (B, K, 3, H, W) of which all but the last are moved by -1, 0 or 1 pixels each way."""
-    older = frames[:, :-1]
-    shifts = torch.randint(-1, 2, (older.shape[0] * older.shape[1], 2), generator=generator).to(frames.device)
-    moved = move_whole(older.flatten(0, 1), shifts).unflatten(0, older.shape[:2])
-    return torch.cat([moved, frames[:, -1:]], 1)
+@torch.no_grad()
+def dream_on(model: WorldModel, belief: Belief, action: Tensor) -> Belief:
+    """The belief after one more step on its own likeliest tokens."""
+    proposal = model.propose(belief, action)
+    latent = model.tokenizer.levels[proposal.logits.argmax(2)]
+    return model.commit(belief, proposal, model.tokenizer.decode(latent, proposal.moved).clamp(-1, 1))
 
 
 def step_errors(

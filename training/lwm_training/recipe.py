@@ -54,14 +54,16 @@ class Stage(_Strict):
     """`[[train.stages]]`: one phase of training, as long as `steps` or as `minutes` say."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
-    trains: Literal["tokenizer", "motion", "dynamics", "joint"]  # dynamics: all but the encoder
+    trains: Literal["tokenizer", "camera", "dynamics", "joint"]  # dynamics: all but encoder, camera
     steps: Positive | None = None
     minutes: PositiveFloat | None = None  # of wall-clock time: such a run cannot be repeated bit for bit
     learning_rate: PositiveFloat
+    batch_size: Positive | None = None  # clips in a step, if not `train.batch_size`
     warmup: Annotated[int, Field(ge=0)] = 0  # steps over which the learning rate rises from 0
     decay: bool = True  # whether it falls in the second half
     unroll: Positive = 1  # steps predicted from the model's own output
     context: Positive = 6  # at most so many real frames before them
+    dreamed: bool = False  # the camera is shown its own dream instead of the real world
     loss: dict[str, float] = Field(default_factory=dict)  # weight of each term; the trainer knows the names
 
     @model_validator(mode="after")

@@ -25,6 +25,8 @@ ROWS: tuple[tuple[str, str, str, int], ...] = (
     ("psnr_over_copy", "PSNR of the dream over copying", "dB", 2),
     ("psnr_seen", "PSNR on pixels that the context has shown", "dB", 2),
     ("seen_share", "share of such pixels", "", 2),
+    ("camera", "distance of the dreamed camera from the real one", "px", 2),
+    ("on_course", "share of cameras less than a pixel off", "", 2),
     ("ssim", "SSIM of the dream", "", 3),
     ("ssim_copy", "SSIM of copying", "", 3),
     ("ssim_codec", "SSIM of the tokenizer", "", 3),
@@ -108,9 +110,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def build(
-    measured: Measured, protocol: Protocol, identity: Mapping[str, str], seconds: Mapping[str, float]
-) -> Report:
+def build(measured: Measured, protocol: Protocol, identity: Mapping[str, str], seconds: Mapping[str, float]) -> Report:
     """Pool what was measured.
 
     Args:
@@ -152,6 +152,8 @@ def _rows(measured: Measured, horizons: Sequence[int], weights: np.ndarray) -> d
             ("psnr_codec", tallies["codec"], True),
             ("psnr_seen", tallies["seen"], True),
             ("seen_share", tallies["seen_share"], False),
+            ("camera", tallies["camera"].at(tallies["codec"].steps), False),
+            ("on_course", tallies["on_course"].at(tallies["codec"].steps), False),
             ("ssim", tallies["dream_ssim"], False),
             ("ssim_copy", tallies["copy_ssim"], False),
             ("ssim_codec", tallies["codec_ssim"], False),

@@ -30,9 +30,12 @@ class Dreamer(Protocol):
 
 @dataclass(frozen=True)
 class Dream:
-    """On the CPU: frames {step from 1: uint8 (B, H, W, 3)}, rewards (B, T, P), end_probs and surprise (B, T)."""
+    """On the CPU: frames {step from 1: uint8 (B, H, W, 3)}, places (B, T, 2), where the camera has gone since the last
+    real frame, in pixels of its content's motion, NaN if the model has none; rewards (B, T, P), end_probs and surprise
+    (B, T)."""
 
     frames: dict[int, Tensor]
+    places: Tensor
     rewards: Tensor
     end_probs: Tensor
     surprise: Tensor
@@ -64,13 +67,15 @@ def roll(
     state = model.start(frames, actions[:, : context - 1])
     numbers = range(sampling.first_clip, sampling.first_clip + len(frames))
     keys = torch.tensor([episode_key(sampling.seed, number) for number in numbers], device=device)
+    place = state.get("offset", torch.full((len(frames), 2), torch.nan, device=device))
     pictures, outputs = {}, []
     for step, action in enumerate(actions[:, context - 1 :].unbind(1)):
         noise = gumbel(keys, torch.full_like(keys, step), model.noise_dim) if sampling.temperature > 0 else None
         state, out = model.step(state, action, noise, sampling.temperature)
         if step + 1 in kept:
             pictures[step + 1] = out.frame.cpu()
-        outputs.append((out.reward, out.terminated_prob, out.surprise))
+        place = place + state["motion"][:, :2] if "motion" in state else place
+        outputs.append((place, out.reward, out.terminated_prob, out.surprise))
         progress(len(frames))
     return Dream(pictures, *(torch.stack(column, 1).float().cpu() for column in zip(*outputs, strict=True)))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.world_model import WorldModel
-from lwm_training.loss import LossWeights, as_batch, codec_error, motion_errors, unroll_errors
+from lwm_training.loss import LossWeights, as_batch, camera_unroll, codec_error, unroll_errors
 from lwm_training.recipe import Recipe, Stage
 
 DECAY_FROM = 0.5  # share of a stage after which the learning rate falls, to FLOOR of itself
@@ -25,8 +25,8 @@ class Objective(nn.Module):
         batch = as_batch(clips, self.model)
         if self.stage.trains == "tokenizer":
             return {"codec": codec_error(self.model.tokenizer, batch.pixels.flatten(0, 1), self.weights.edges).mean()}
-        if self.stage.trains == "motion":
-            return motion_errors(self.model, batch, context, generator)
+        if self.stage.trains == "camera":
+            return camera_unroll(self.model, batch, context, self.stage.dreamed)
         return unroll_errors(self.model, batch, context, self.weights, generator)
 
 
@@ -35,7 +35,7 @@ def trained_parameters(model: WorldModel, stage: Stage) -> list[nn.Parameter]:
     model.requires_grad_(False)
     parts = {
         "tokenizer": [model.tokenizer],
-        "motion": [model.motion],
+        "camera": [model.camera],
         "dynamics": [model],
         "joint": [model],
     }[stage.trains]
@@ -43,9 +43,7 @@ def trained_parameters(model: WorldModel, stage: Stage) -> list[nn.Parameter]:
         part.requires_grad_(True)
     if stage.trains == "dynamics":
         model.tokenizer.encoder.requires_grad_(False)
-    if stage.trains == "motion":  # what composes the picture waits for its own stage
-        for part in model.motion.composing:
-            part.requires_grad_(False)
+        model.camera.requires_grad_(False)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -60,9 +58,10 @@ def learning_rate(stage: Stage, step: int, share: float) -> float:
 
 def check_recipe(recipe: Recipe, num_processes: int) -> None:
     """ConfigMismatch for what would otherwise stop a run when it has been under way for an hour."""
-    if recipe.train.batch_size < num_processes:
+    smallest = min(stage.batch_size or recipe.train.batch_size for stage in recipe.train.stages)
+    if smallest < num_processes:
         raise ConfigMismatch(
-            f"train.batch_size is {recipe.train.batch_size}, but {num_processes} processes share a batch. "
+            f"batch_size is {smallest}, but {num_processes} processes share a batch. "
             f"Set it to {num_processes} or more, or start fewer processes."
         )
     for stage in recipe.train.stages:

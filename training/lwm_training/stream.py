@@ -5,12 +5,16 @@ shard, so a resumed run plays that shard again and goes on as if it had never st
 """
 
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from lwm_env.errors import ConfigMismatch
+from lwm_env.registration import sight
 from lwm_env.spec import WorldSpec
+from lwm_env.tokenizer import to_pixels
 from lwm_training.clips import Clips
 from lwm_training.policies import Players, parse_policy
 from lwm_training.recipe import Data
@@ -53,8 +57,24 @@ class Shard:
         episode = np.stack(restarts, 1).cumsum(1)
         self.episode = np.concatenate([np.zeros((data.num_envs, 1), int), episode], 1)  # of every frame
 
+    @cached_property
+    def sightings(self) -> np.ndarray:
+        """Of every step, as `Clips` has them: (N, T, 3)."""
+        found = []
+        for frames in self.observations:
+            pixels = to_pixels(torch.from_numpy(frames))
+            seen = [sight(*pair) for pair in zip(pixels[:-1].split(64), pixels[1:].split(64), strict=True)]
+            found.append(torch.cat([torch.cat([motion, sure[:, None].float()], 1) for motion, sure in seen]))
+        return torch.stack(found).numpy()
+
     def clips(
-        self, rng: np.random.Generator, batch: int, length: int, min_steps: int, event_share: float = 0.0
+        self,
+        rng: np.random.Generator,
+        batch: int,
+        length: int,
+        min_steps: int,
+        event_share: float = 0.0,
+        sighted: bool = False,
     ) -> Clips:
         """`batch` stretches of `length` steps, of which the first `min_steps` stay in one episode; about `event_share`
         of them are drawn among those where a reward or an end follows these steps."""
@@ -81,6 +101,7 @@ class Shard:
             rewards=self.rewards[row, steps],
             terminations=self.terminations[row, steps],
             valid=self.episode[row, frames[:, 1:]] == self.episode[row, frames[:, :1]],
+            sightings=self.sightings[row, steps] if sighted else None,
         )
 
 
@@ -92,14 +113,14 @@ class Stream:
         self._number: int | None = None
         self._shard: Shard | None = None
 
-    def clips(self, step: int, batch: int, length: int, min_steps: int = 0) -> Clips:
-        """The batch of a training step."""
+    def clips(self, step: int, batch: int, length: int, min_steps: int = 0, sighted: bool = False) -> Clips:
+        """The batch of a training step; `sighted` saves its sightings from being found again and again."""
         number = step // STEPS_PER_SHARD
         if number != self._number or self._shard is None:
             seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 2)
             self._shard, self._number = Shard(self.spec, self.data, seed, self.split), number
         return self._shard.clips(
-            np.random.default_rng([self.seed, step]), batch, length, min_steps, self.data.event_share
+            np.random.default_rng([self.seed, step]), batch, length, min_steps, self.data.event_share, sighted
         )
 
 
@@ -109,7 +130,7 @@ class Stored:
     def __init__(self, store: "EpisodeStore", seed: int) -> None:
         self.store, self.seed = store, seed
 
-    def clips(self, step: int, batch: int, length: int, min_steps: int = 0) -> Clips:
+    def clips(self, step: int, batch: int, length: int, min_steps: int = 0, sighted: bool = False) -> Clips:
         return self.store.clips(np.random.default_rng([self.seed, step]), batch, length, max(1, min_steps))
 
 

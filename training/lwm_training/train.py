@@ -122,7 +122,7 @@ class Run:
             if verdict is Verdict.ROLLBACK:
                 self._roll_back(optimizer)
             self.progress.seconds = self._agreed(before + time.monotonic() - started)
-            frames = stage.unroll * self.recipe.train.batch_size
+            frames = stage.unroll * (stage.batch_size or self.recipe.train.batch_size)
             place = {"stage": stage.name, "step": self.progress.step, "total_steps": self.progress.total_steps}
             place["skipped"] = self.guard.skipped
             log_book.step(bar, place, losses, frames, self._share(stage))
@@ -158,7 +158,9 @@ class Run:
         seed, step = self.recipe.train.seed, self.progress.total_steps
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + rank)
         context = 1 if stage.trains == "tokenizer" else self._context(stage, seed, step)
-        clips = self.data.clips(step, self.recipe.train.batch_size, context - 1 + stage.unroll, context - 1)
+        batch = stage.batch_size or self.recipe.train.batch_size
+        sighted = stage.trains == "camera" and self.accelerator.device.type == "cpu"
+        clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sighted)
         scale = learning_rate(stage, self.progress.step, self._share(stage)) * self.guard.learning_rate_scale
         for group in optimizer.param_groups:
             group["lr"] = scale

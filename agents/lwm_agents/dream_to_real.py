@@ -1,0 +1,158 @@
+"""The dream-to-real report: does a policy that learned in the dream win in the real game?
+
+For every seed a policy learns in the real game and another in the dream, for the same steps and by the same settings;
+they and random actions are measured in the real game. Whatever is finished stays in the folder of the report and is
+not done again: agents and their episodes, in `seed-0/random`, `seed-0/real` and `seed-0/dream-<weights>`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+
+from lwm_agents.agent import POLICY, choose_device, load_agent, make_ppo, read_facts
+from lwm_agents.evaluation import Played, play
+from lwm_agents.imagination import ImaginationConfig, name_of, train_in_dream, train_in_real
+from lwm_agents.sb3 import SB3VecEnv
+from lwm_env import worlds
+from lwm_env.errors import ConfigMismatch, InvalidInput, StorageError
+from lwm_env.world_model import WEIGHTS
+from lwm_env.worlds.storage import replace_file
+
+KINDS = ("random", "real", "dream")  # where a policy learned, if at all
+APART = 1_000_000  # evaluation seeds lie this far from those of training and from each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """What decides the figures of a report."""
+
+    training: ImaginationConfig = field(default_factory=ImaginationConfig)  # its seed is that of the first policy
+    num_seeds: int = 3
+    num_episodes: int = 200  # of each policy and place
+    split: str = "validation"  # whose levels of the real game
+    deterministic: bool = False  # the likeliest action instead of a drawn one
+
+    @property
+    def seeds(self) -> range:
+        return range(self.training.seed, self.training.seed + self.num_seeds)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One policy: how it learned and what it reached."""
+
+    seed: int
+    kind: str  # of KINDS
+    agent: str | None  # sha256 of its weights
+    num_timesteps: int
+    train_seconds: float
+    played: dict[str, Played]  # by place: "real", and "dream" for a policy that learned there
+
+
+class TransferRun:
+    """The policies of a report, made and measured one after the other.
+
+    Args:
+        world: id or folder.
+        make_real: makes the real game in mode SAME_STEP, see `lwm_agents.commands.REAL_ENV`.
+        folder: of the report.
+        ppo: settings of SB3's PPO, for both trainings.
+    """
+
+    def __init__(
+        self,
+        world: str,
+        make_real: Callable[..., VectorEnv],
+        folder: Path,
+        config: TransferConfig,
+        device: str = "auto",
+        **ppo: Any,
+    ) -> None:
+        self.world, self.make_real, self.folder, self.config, self.device = world, make_real, folder, config, device
+        self.ppo, self.real = ppo, name_of(make_real)
+        manifest = worlds.read_manifest(worlds.find(world))
+        self.spec, self.weights = manifest.spec, manifest.files[WEIGHTS].sha256
+
+    def run(self) -> list[Trial]:
+        """Do what is left and return all trials, for each seed those of KINDS.
+
+        Raises:
+            InvalidInput: fewer than one seed, or than two episodes.
+            ConfigMismatch: the folder holds agents of another world, configuration or number of steps.
+            And what training and the real game raise.
+        """
+        if self.config.num_seeds < 1 or self.config.num_episodes < 2:
+            raise InvalidInput("a report needs at least one seed and two episodes.")
+        trials = [self._trial(seed, kind) for seed in self.config.seeds for kind in KINDS]
+        steps = {trial.num_timesteps for trial in trials if trial.kind != "random"}
+        if len(steps) > 1:
+            raise ConfigMismatch(
+                f"the agents in {self.folder} learned for {sorted(steps)} steps, which cannot be compared. "
+                f"Ask for the largest number with --steps, or name another folder with --out."
+            )
+        return trials
+
+    def _trial(self, seed: int, kind: str) -> Trial:
+        folder = self.folder / f"seed-{seed}" / (f"dream-{self.weights[:12]}" if kind == "dream" else kind)
+        config = replace(self.config.training, seed=seed)
+        if kind == "real":
+            train_in_real(self.world, self.make_real, folder, config, self.device, **self.ppo)
+        elif kind == "dream":
+            train_in_dream(self.world, folder, config, self.device, **self.ppo)
+        agent, digest, facts = None, None, {"num_timesteps": 0, "seconds": 0.0}
+        if kind != "random":
+            agent = folder / "agent"
+            digest, facts = hashlib.sha256((agent / POLICY).read_bytes()).hexdigest(), read_facts(agent)
+        places = ("real", "dream") if kind == "dream" else ("real",)
+        played = {place: self._measured(folder, place, seed, agent, digest) for place in places}
+        return Trial(seed, kind, digest, facts["num_timesteps"], facts["seconds"], played)
+
+    def _measured(self, folder: Path, place: str, seed: int, agent: Path | None, digest: str | None) -> Played:
+        """Episodes from `folder/episodes-<place>.json`, or played now and kept there."""
+        config = self.config
+        asked = {"seed": seed, "agent": digest, "game": self.weights if place == "dream" else self.real}
+        asked |= {"num_episodes": config.num_episodes, "num_envs": config.training.num_envs, "split": config.split}
+        asked |= {"deterministic": config.deterministic}
+        path = folder / f"episodes-{place}.json"
+        kept = _read(path)
+        if kept.get("asked") == asked:
+            return Played(**kept["played"])
+        envs = self._open(place, seed)
+        try:
+            model = None
+            if agent is not None:
+                model = make_ppo(SB3VecEnv(envs), device=choose_device(self.device))
+                load_agent(agent, model)
+            played = play(model, envs, config.num_episodes, APART * (1 + seed), config.deterministic)
+        finally:
+            envs.close()
+        _write(path, {"asked": asked, "played": asdict(played)})
+        return played
+
+    def _open(self, place: str, seed: int) -> VectorEnv:
+        if place == "dream":
+            return SB3VecEnv(self.world, self.config.training.num_envs, device=self.device).envs
+        made = {"num_envs": self.config.training.num_envs, "seed": APART * (1 + seed), "split": self.config.split}
+        return self.make_real(self.world, autoreset_mode="SameStep", **made)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `_write` wrote; {} where there is nothing, or nothing whole."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(content, allow_nan=False).encode())
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error}. Free some space and start again.") from error

@@ -1,0 +1,190 @@
+"""The dream-to-real report as a strict JSON record, a table and a plot. Shapes: S seeds, E episodes."""
+
+import importlib.metadata
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from lwm_agents.agent import choose_device
+from lwm_agents.dream_to_real import KINDS, TransferRun, Trial
+from lwm_agents.transfer import Figure, dream_minus_real, dream_over_real, mean_return, transfer_ratio
+from lwm_env import __version__
+from lwm_env.errors import InvalidInput, StorageError
+from lwm_env.machine import load_average, name_of
+from lwm_env.worlds.storage import replace_file
+
+FORMAT = 1
+RECORD, TABLE, PLOT = "report.json", "report.md", "report.png"
+PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
+LABELS = {"random": "random actions", "real": "PPO, real game", "dream": "PPO, dream"}
+MARKS = re.compile(r"(<!-- agents -->\n).*?(<!-- /agents -->)", re.DOTALL)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Training(_Strict):
+    """What a training cost; means over the seeds."""
+
+    num_timesteps: int  # of each policy
+    seconds: float  # wall time, policy updates included
+    steps_per_second: float
+
+
+class TransferReport(_Strict):
+    """What `lwm agent report` found. Intervals are of a bootstrap over seeds and episodes."""
+
+    format: int = FORMAT
+    world: str
+    weights: str  # sha256 of the weight file
+    real: str  # what made the real game
+    config: dict[str, Any]  # see TransferConfig
+    settings: dict[str, Any]  # of PPO, where they are not those of `make_ppo`
+    return_real: dict[str, Figure]  # in the real game, by kind of policy
+    return_dream: Figure  # in the dream, of the policies that learned there
+    transfer_ratio: Figure
+    dream_over_real: Figure  # of the return of the policies that learned in the dream
+    dream_minus_real: Figure
+    training: dict[str, Training]  # "real" and "dream"
+    trials: list[dict[str, Any]]  # see Trial: every episode
+    machine: str
+    load_average: float | None  # when the report was written
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """Strict JSON, without NaN."""
+        return json.dumps(self.model_dump(mode="json"), allow_nan=False) + "\n"
+
+
+def build(run: TransferRun, trials: Sequence[Trial]) -> TransferReport:
+    """Pool what the trials reached."""
+    real = {kind: returns_of(trials, kind, "real") for kind in KINDS}
+    dreamed = returns_of(trials, "dream", "dream")
+    return TransferReport(
+        world=run.spec.id,
+        weights=run.weights,
+        real=run.real,
+        config=asdict(run.config),
+        settings=run.ppo,
+        return_real={kind: mean_return(returns) for kind, returns in real.items()},
+        return_dream=mean_return(dreamed),
+        transfer_ratio=transfer_ratio(**real),
+        dream_over_real=dream_over_real(dreamed, real["dream"]),
+        dream_minus_real=dream_minus_real(dreamed, real["dream"]),
+        training={kind: _cost([trial for trial in trials if trial.kind == kind]) for kind in ("real", "dream")},
+        trials=[asdict(trial) for trial in trials],
+        machine=name_of(torch.device(choose_device(run.device))),
+        load_average=load_average(),
+        versions={"lwm-env": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+    )
+
+
+def returns_of(trials: Sequence[Trial], kind: str, place: str) -> np.ndarray:
+    """Returns (S, E) of the policies of a kind in a place."""
+    return np.array([trial.played[place].returns for trial in trials if trial.kind == kind])
+
+
+def _cost(trials: Sequence[Trial]) -> Training:
+    steps, seconds = trials[0].num_timesteps, float(np.mean([trial.train_seconds for trial in trials]))
+    return Training(num_timesteps=steps, seconds=seconds, steps_per_second=steps / seconds)
+
+
+def as_table(report: TransferReport) -> str:
+    """Markdown."""
+    lines = [
+        "| policy | return in the real game | return in the dream | training | env-steps/s |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in KINDS:
+        cost = report.training.get(kind)
+        dreamed = _told(report.return_dream) if kind == "dream" else ""
+        paid = [f"{cost.seconds:,.0f} s", f"{cost.steps_per_second:,.0f}"] if cost else ["", ""]
+        lines.append(f"| {' | '.join([LABELS[kind], _told(report.return_real[kind]), dreamed, *paid])} |")
+    steps, config = report.training["dream"].num_timesteps, report.config
+    told = (
+        "",
+        f"Transfer ratio {_told(report.transfer_ratio)}. Policies that learned in the dream: their return there over "
+        f"that in the real game {_told(report.dream_over_real)}, the difference {_told(report.dream_minus_real)}.",
+        "",
+        f"{report.world}, weights `{report.weights[:12]}`; seeds: {config['num_seeds']}, steps of each: {steps:,}, "
+        f"episodes: {config['num_episodes']}, on levels of the split {config['split']!r}; in brackets 95 % of a "
+        f"bootstrap over seeds and episodes. {report.machine}.",
+        "",
+    )
+    return "\n".join([*lines, *told])
+
+
+def _told(figure: Figure) -> str:
+    if figure.value is None:
+        return "undefined (its denominator is not positive)"
+    if figure.low is None:
+        return f"{figure.value:.2f} (no interval)"
+    return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"
+
+
+def write_report(folder: Path, report: TransferReport) -> None:
+    """Write `report.json`, `report.md` and, where matplotlib is installed, `report.png`.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    files = {RECORD: report.to_json().encode(), TABLE: as_table(report).encode(), PLOT: plot(report)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            if data is not None:
+                replace_file(folder / name, data)
+    except OSError as error:
+        raise StorageError(f"The report in {folder} could not be written: {error.strerror or error}.") from error
+
+
+def insert_table(path: Path, report: TransferReport) -> None:
+    """Put the table between the marks `<!-- agents -->` and `<!-- /agents -->` of a Markdown file.
+
+    Raises:
+        InvalidInput: the file has no such marks. StorageError: it cannot be read or written.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not MARKS.search(text):
+            raise InvalidInput(f"{path} has no lines <!-- agents --> and <!-- /agents --> to write between. Add them.")
+        table = as_table(report)
+        replace_file(path, MARKS.sub(lambda match: match[1] + table + match[2], text).encode())
+    except OSError as error:
+        raise StorageError(f"{path} could not be changed: {error.strerror or error}.") from error
+
+
+def plot(report: TransferReport) -> bytes | None:
+    """A PNG: returns with their intervals, a dot for each seed, and what training cost; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError:
+        return None
+    canvas = Canvas(figsize=(9, 4), layout="constrained")
+    left, right = canvas.subplots(1, 2, width_ratios=[2, 1])
+    rows = [(LABELS[kind], kind, "real", report.return_real[kind]) for kind in KINDS]
+    rows.append(("PPO, dream,\nin the dream", "dream", "dream", report.return_dream))
+    for x, (_, kind, place, figure) in enumerate(rows):
+        colour = f"C{x}"
+        left.bar(x, figure.value, 0.6, color=colour, alpha=0.5)
+        left.vlines(x, figure.low, figure.high, color=colour)
+        played = [trial["played"][place]["returns"] for trial in report.trials if trial["kind"] == kind]
+        left.plot(np.full(len(played), x + 0.1), np.mean(played, 1), "o", markersize=4, color=colour)
+    left.set_xticks(range(len(rows)), [label for label, *_ in rows])
+    left.set(ylabel="return of an episode", title=f"Transfer ratio {_told(report.transfer_ratio)}")
+    names = list(report.training)
+    right.bar(names, [report.training[name].seconds / 60 for name in names], 0.6, color=["C1", "C2"], alpha=0.5)
+    right.set(ylabel="minutes of training", title=f"{report.training['dream'].num_timesteps:,} steps each")
+    canvas.suptitle(f"{report.world}, weights {report.weights[:12]}", fontsize="small")
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,0 +1,77 @@
+"""Where the camera goes: from the last frame, the action, and what is remembered of the motion so far.
+
+It is small and reads one frame, so that training shows it millions: falling, landing and running into walls are learned
+from many falls. It looks at the middle half of the frame, where a followed player is, and at the whole at half the
+resolution.
+
+Shapes: B worlds, frames (B, 3, H, W) in [-1, 1], motions (B, 2) in pixels, down and right, of the picture's content.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GLANCE = 32  # pixels on a side, of which two are looked at; larger frames are averaged to about that
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """Shape of the camera's network."""
+
+    middle_dim: int = 48
+    whole_dim: int = 16
+    hidden_dim: int = 192
+    carry_dim: int = 128  # numbers kept from step to step: speeds, fractions of a pixel
+    max_motion: float = 12.0  # pixels a step
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"CameraConfig.{name} must be positive, got {value}")
+
+
+class Camera(nn.Module):
+    """Estimates the motion of the next step."""
+
+    def __init__(self, config: CameraConfig, frame_size: tuple[int, int], action_dim: int) -> None:
+        super().__init__()
+        self.config, self.frame_size = config, frame_size
+        self.pool = tuple(max(1, side // 2 // GLANCE) for side in frame_size)
+        cells = [side // 2 // pool // 4 for side, pool in zip(frame_size, self.pool, strict=True)]
+        hidden, carry = config.hidden_dim, config.carry_dim
+        self.middle, self.whole = _glance(config.middle_dim), _glance(config.whole_dim)
+        self.look = nn.Linear((config.middle_dim + config.whole_dim) * cells[0] * cells[1], hidden)
+        self.condition = nn.Linear(action_dim + 6, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.think = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+        self.remember = nn.GRUCell(hidden + action_dim + 6, carry)
+        self.decide = nn.Sequential(nn.Linear(hidden + carry, hidden), nn.SiLU(), nn.Linear(hidden, 4))
+        nn.init.zeros_(self.decide[-1].weight)
+        nn.init.zeros_(self.decide[-1].bias)
+
+    def forward(
+        self, picture: Tensor, action: Tensor, motion: Tensor, offset: Tensor, carry: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The last picture (B, 3, H, W), embedded action (B, A), the motion before and its correction (B, 2 + 2), the
+        fraction of a pixel left over (B, 2), and what was carried (B, carry_dim) -> motion (B, 2), what to carry on."""
+        top, left = (side // 4 for side in self.frame_size)
+        middle = picture[:, :, top : top + 2 * top, left : left + 2 * left]
+        whole = F.avg_pool2d(picture, tuple(2 * pool for pool in self.pool))
+        if self.pool != (1, 1):
+            middle = F.avg_pool2d(middle, self.pool)
+        seen = torch.cat([self.middle(middle).flatten(1), self.whole(whole).flatten(1)], 1)
+        before, correction = motion.chunk(2, dim=1)
+        known = torch.cat([action, before / 4, correction, offset], 1)
+        hidden = self.think(self.norm(self.look(seen) + self.condition(known)))
+        carry = self.remember(torch.cat([hidden, known], 1), carry)
+        change, keep = self.decide(torch.cat([hidden, carry], 1)).chunk(2, 1)
+        limit = self.config.max_motion
+        return (torch.sigmoid(keep) * before + 4 * change).clamp(-limit, limit), carry
+
+
+def _glance(dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, dim, 4, stride=2, padding=1), nn.SiLU(), nn.Conv2d(dim, dim, 4, stride=2, padding=1), nn.SiLU()
+    )

@@ -1,0 +1,161 @@
+"""`lwm agent report`: statistics worked out by hand, a report that is stopped and goes on, what it refuses."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("stable_baselines3")
+from lwm_agents.transfer import bootstrap, dream_minus_real, dream_over_real, mean_return, transfer_ratio
+from lwm_env import cli
+
+REAL = '''
+"""Stands for the real game: a dream with other weights of chance, of which every making is written down."""
+from pathlib import Path
+from lwm_env.envs import LwmVectorEnv
+
+def make(world, num_envs, seed, split, autoreset_mode):
+    with Path(__file__).with_name("made.txt").open("a") as file:
+        file.write(f"{split} {seed}\\n")
+    return LwmVectorEnv(world, num_envs, autoreset_mode=autoreset_mode, max_episode_steps=6, temperature=1.0)
+'''
+
+
+def rows(*values: float) -> np.ndarray:
+    """Three episodes for each seed, all with one return."""
+    return np.repeat(np.array(values, float)[:, None], 3, 1)
+
+
+# -- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_the_transfer_ratio_is_that_of_the_means():
+    figure = transfer_ratio(random=rows(1, 1), real=rows(5, 5), dream=rows(4, 4))
+
+    assert (figure.value, figure.low, figure.high) == (0.75, 0.75, 0.75)
+    assert transfer_ratio(rows(1, 3), rows(5, 7), rows(2, 4)).value == (3 - 2) / (6 - 2)
+
+
+def test_where_the_real_game_taught_nothing_there_is_no_ratio():
+    assert transfer_ratio(rows(2, 2), rows(2, 2), rows(3, 3)).value is None
+    unsure = transfer_ratio(rows(0, 2), rows(0, 2.5), rows(0, 1))  # half of the draws have random above real
+    assert unsure.value == pytest.approx((0.5 - 1) / (1.25 - 1)) and unsure.low is None
+
+
+def test_seeds_and_then_episodes_are_drawn():
+    rng = np.random.default_rng(0)
+    of_episodes = bootstrap(np.array([[0.0, 1.0]]), rng)  # one seed, two episodes
+    of_seeds = bootstrap(np.array([[0.0, 0.0], [1.0, 1.0]]), rng)  # the episodes of a seed are alike
+
+    for draws in (of_episodes, of_seeds):
+        values, counts = np.unique(draws, return_counts=True)
+        assert values.tolist() == [0, 0.5, 1]
+        assert np.allclose(counts / len(draws), [0.25, 0.5, 0.25], atol=0.03)
+    figure = mean_return(np.array([[0.0, 0.0], [1.0, 1.0]]))
+    assert (figure.value, figure.low, figure.high) == (0.5, 0, 1)
+
+
+def test_exploitation_is_a_ratio_where_there_is_one_and_a_difference_always():
+    assert dream_over_real(rows(6, 6), rows(4, 4)).value == 1.5
+    assert dream_over_real(rows(6, 6), rows(-4, -4)).value is None
+    assert dream_minus_real(rows(6, 6), rows(-4, -4)).value == 10
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real_game(tmp_path_factory):
+    """The folder of a module that makes the real game, importable in this test alone."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "our_real_game.py").write_text(REAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        importlib.invalidate_caches()
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def args(tiny_world, real_game, tmp_path_factory) -> list[str]:
+    """A report of two seeds, written once."""
+    out = tmp_path_factory.mktemp("report")
+    (out / "page.md").write_text("before\n<!-- agents -->\nold\n<!-- /agents -->\nafter\n")
+    options = {"--out": out, "--seeds": 2, "--steps": 200, "--envs": 2, "--episodes": 5, "--device": "cpu"}
+    options |= {"--real": "our_real_game:make", "--into": out / "page.md"}
+    words = ["agent", "report", str(tiny_world), *(str(word) for pair in options.items() for word in pair)]
+    assert cli.main(words) == 0
+    return words
+
+
+def record(args) -> dict:
+    return json.loads((folder(args) / "report.json").read_text())
+
+
+def folder(args) -> Path:
+    return Path(args[args.index("--out") + 1])
+
+
+def measured(real_game) -> int:
+    """How often the real game was made to measure in it."""
+    return (real_game / "made.txt").read_text().count("validation")
+
+
+def test_a_report_has_every_policy_measured_in_the_real_game(args, tiny_spec):
+    found = record(args)
+
+    assert found["world"] == tiny_spec.id and len(found["weights"]) == 64 and found["real"] == "our_real_game:make"
+    kinds = [(trial["seed"], trial["kind"], sorted(trial["played"])) for trial in found["trials"]]
+    assert kinds == [
+        (seed, kind, places)
+        for seed in (0, 1)
+        for kind, places in (("random", ["real"]), ("real", ["real"]), ("dream", ["dream", "real"]))
+    ]
+    assert all(len(played["returns"]) == 5 for trial in found["trials"] for played in trial["played"].values())
+    assert {trial["num_timesteps"] for trial in found["trials"]} == {0, 256}  # whole rollouts
+    for kind in ("real", "dream"):
+        cost = found["training"][kind]
+        assert cost["steps_per_second"] == pytest.approx(256 / cost["seconds"])
+    for kind, figure in found["return_real"].items():
+        returns = [trial["played"]["real"]["returns"] for trial in found["trials"] if trial["kind"] == kind]
+        assert figure["value"] == pytest.approx(np.mean(returns))
+
+
+def test_policies_learn_on_other_levels_than_those_that_measure(args, real_game):
+    made = [line.split() for line in (real_game / "made.txt").read_text().splitlines()]
+
+    assert {seed for split, seed in made if split == "train"} == {"0", "1"}
+    assert {seed for split, seed in made if split == "validation"} == {"1000000", "2000000"}
+
+
+def test_a_table_and_a_plot_lie_beside_the_record(args):
+    table, page = (folder(args) / "report.md").read_text(), (folder(args) / "page.md").read_text()
+
+    assert page == f"before\n<!-- agents -->\n{table}<!-- /agents -->\nafter\n"
+    assert record(args)["weights"][:12] in table and "| PPO, dream | " in table and "Transfer ratio" in table
+    if importlib.util.find_spec("matplotlib"):
+        assert (folder(args) / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_finished_is_not_done_again(args, real_game):
+    before, times = record(args), measured(real_game)
+    (gone,) = folder(args).glob("seed-1/dream-*/episodes-real.json")
+    gone.write_bytes(gone.read_bytes()[:100])  # a damaged one is played again
+
+    assert cli.main(args) == 0
+
+    assert measured(real_game) == times + 1
+    assert [trial["agent"] for trial in record(args)["trials"]] == [trial["agent"] for trial in before["trials"]]
+    returns = [[trial["played"]["real"]["returns"] for trial in found["trials"]] for found in (before, record(args))]
+    assert returns[0] == returns[1]
+
+
+def test_policies_of_another_number_of_steps_or_configuration_are_not_mixed(args, capsys):
+    more = [*args, "--seeds", "1", "--steps", "500"]
+    assert cli.main(more) == 0 and record(more)["training"]["dream"]["num_timesteps"] == 512
+    for changed, told in ((["--steps", "200"], "cannot be compared"), (["--horizon", "3"], "config")):
+        assert cli.main([*args, *changed]) == 1
+        assert told in capsys.readouterr().err
+    assert cli.main([*args, "--steps", "500", "--into", __file__]) == 1
+    assert "<!-- agents -->" in capsys.readouterr().err

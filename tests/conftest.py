@@ -131,7 +131,7 @@ def start_server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def play_server(start_server, tiny_world, duel_world):
     """The API of a server of the two tiny worlds, whose timers are short."""
-    timers = {"reserve_seconds": 2.0, "drop_seconds": 3.0, "pause_seconds": 1.0, "snapshot_seconds": 4.0}
+    timers = {"reserve_seconds": 2.0, "drop_seconds": 3.0, "pause_seconds": 1.0, "snapshot_seconds": 2.5}
     return start_server(worlds=[str(tiny_world), str(duel_world)], **timers)[1]
 
 

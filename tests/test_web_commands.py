@@ -29,7 +29,7 @@ def test_headless_play_writes_a_video(tiny_world, tmp_path):
 
 
 def test_the_load_test_prints_its_table(play_server, capsys):
-    args = ["--world", "LWM-Tiny-v0", "--clients", "3", "--stalled", "1", "--seconds", "3", "--json"]
+    args = ["--world", "LWM-Tiny-v0", "--clients", "3", "--stalled", "1", "--seconds", "2", "--json"]
 
     assert cli.main(["loadtest", play_server.url, *args]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -99,3 +99,54 @@ def duel_world(tmp_path_factory, tiny_config, tiny_spec, enliven) -> Path:
     path = tmp_path_factory.mktemp("worlds") / "duel"
     model.save(path, provenance={"data": "random weights of the tests"})
     return path
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory):
+    """Starts `lwm serve` with settings, in processes of its own, and waits until it can be played on; all are stopped
+    at the end. Gives the process and the API."""
+    import contextlib
+    import json
+    import subprocess
+    import sys
+
+    from lwm_env.web.client import Api
+    from lwm_env.web.loadtest import wait_until_ready
+
+    def start(**settings):
+        config = tmp_path_factory.mktemp("server") / "server.toml"
+        lines = {"port": 0, "max_load": 1000.0, "requests_per_minute": 100_000, "rooms_per_minute": 100_000, **settings}
+        config.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in lines.items()))
+        command = [sys.executable, "-m", "lwm_env.cli", "serve", str(config)]
+        process = servers.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        servers.callback(process.terminate)
+        url = process.stdout.readline().strip()
+        wait_until_ready(url)
+        return process, Api(url, settings.get("access_token"))
+
+    with contextlib.ExitStack() as servers:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def play_server(start_server, tiny_world, duel_world):
+    """The API of a server of the two tiny worlds, whose timers are short."""
+    timers = {"reserve_seconds": 2.0, "drop_seconds": 3.0, "pause_seconds": 1.0, "snapshot_seconds": 2.5}
+    return start_server(worlds=[str(tiny_world), str(duel_world)], **timers)[1]
+
+
+@pytest.fixture
+def enter(play_server):
+    """Opens a WebSocket into a room, in the seat of a token or as a spectator, and reads its first message."""
+    import contextlib
+    import json
+
+    from websockets.sync.client import connect
+
+    def attach(room, token=None, api=play_server, **more):
+        socket = sockets.enter_context(connect(api.websocket_url, compression=None, max_size=1 << 24, close_timeout=1))
+        socket.send(json.dumps({"type": "attach", "room": room, "token": token, **more}))
+        return socket, json.loads(socket.recv(timeout=30))
+
+    with contextlib.ExitStack() as sockets:
+        yield attach

@@ -1,0 +1,222 @@
+"""Rooms in the slots of the engine: who may have one, what is in it, whether the clock steps it.
+
+One event loop, so what has no `await` in it happens at once; what changes a slot of the engine holds the room's lock.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any, NoReturn
+
+from lwm_env.errors import LwmError
+from lwm_env.web import room_files
+from lwm_env.web.metrics import Metrics
+from lwm_env.web.pipe import Message
+from lwm_env.web.rooms import Room, RoomState
+from lwm_env.web.settings import Settings
+from lwm_env.web.slot_table import SlotTable
+from lwm_env.web.supervisor import EngineLost, PlayedWorld, Refused, Supervisor
+
+log = logging.getLogger("lwm.hosting")
+
+
+class Busy(LwmError):
+    """No room can be opened now."""
+
+
+class Hosting:
+    """All rooms of a server by id, those that hold a slot, and the supervisor of the engine that has the slots."""
+
+    def __init__(self, worlds: dict[str, PlayedWorld], settings: Settings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.rooms: dict[str, Room] = {}
+        self.draining = False
+        self.supervisor = Supervisor(worlds, settings, self._on_event, self._reopen_all)
+
+    def table(self, room: Room) -> SlotTable:
+        """The shared memory of the room's world."""
+        return self.supervisor.tables[room.world.spec.id]
+
+    # -- who may come in ---------------------------------------------------------------------------------------------
+
+    @property
+    def load(self) -> float:
+        """The share of the engine's time that the rooms in which people are may be expected to take."""
+        return sum(self._cost(room.world) for room in self.rooms.values() if self.is_busy(room))
+
+    def is_busy(self, room: Room) -> bool:
+        """Whether the clock steps the room, or people were there a moment ago."""
+        lately = time.monotonic() - room.used_at < self.settings.pause_seconds
+        return room.slot is not None and room.clock == "realtime" and (bool(room.viewers) or lately)
+
+    def _cost(self, world: PlayedWorld) -> float:
+        return self.supervisor.costs_ms[world.spec.id] * world.fps / 1000
+
+    def holding(self) -> list[Room]:
+        """The rooms that hold a slot."""
+        return [room for room in self.rooms.values() if room.slot is not None]
+
+    def _take_slot(self, room: Room) -> None:
+        """Raises Busy unless the server has time and place for one more room."""
+        self.admit_nobody_while_draining()
+        if not self.supervisor.ready:
+            raise EngineLost("the engine is being started. Try again in a few seconds.")
+        self.check_load(room)
+        taken = {other.slot for other in self.holding() if other.world is room.world}
+        free = [slot for slot in range(self.settings.max_rooms) if slot not in taken]
+        if not free:
+            self.refuse("slots", f"all {self.settings.max_rooms} rooms of {room.world.spec.id} are taken")
+        room.slot = free[0]
+        self.rooms[room.id] = room  # before any await: the slot counts as taken from now on
+
+    def check_load(self, room: Room) -> None:
+        """Raises Busy when people in this room too would slow the others down; a first room always may."""
+        load, allowed = self.load, self.settings.max_load
+        if room.clock == "realtime" and load > 0 and load + self._cost(room.world) > allowed:
+            self.refuse("load", f"the rooms here take {load:.0%} of the engine's time, {allowed:.0%} are allowed")
+
+    def refuse(self, reason: str, told: str) -> NoReturn:
+        """Raises Busy, and counts it."""
+        self.metrics.rejected.labels(reason).inc()
+        raise Busy(f"{told}. Try again in a while.")
+
+    def admit_nobody_while_draining(self) -> None:
+        """Raises Busy once the server is being stopped."""
+        if self.draining:
+            raise Busy("the server is being stopped. Try again in a moment.")
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+
+    def release(self, room: Room) -> None:
+        """Take the slot from a room that has one."""
+        if room.slot is not None:
+            self.supervisor.tell("close", world=room.world.spec.id, slot=room.slot)
+            room.slot = None
+
+    async def open(self, room: Room) -> None:
+        """Give a room a slot, and go on from its last snapshot or begin with its seed. The room's lock is held.
+
+        Raises:
+            Busy: the server is full. EngineLost: it is being started. Refused: the snapshot is not of this world.
+        """
+        known = room.id in self.rooms
+        self._take_slot(room)
+        before, room.state = room.state, RoomState.WARMING
+        try:
+            self.table(room).rest(room.slot)
+            await self._fill(room)
+        except BaseException:
+            self.release(room)
+            room.state = before
+            if not known:
+                del self.rooms[room.id]
+            raise
+        room.state = RoomState.PAUSED
+        self.settle(room)
+
+    async def _fill(self, room: Room) -> None:
+        if room.snapshots:
+            await self._start(room, room.snapshots[-1][1], kind="snapshot")
+        else:
+            await self._start(room, kind="seed", seed=room.seed)
+
+    async def _start(self, room: Room, payload: bytes = b"", /, **start: Any) -> None:
+        arguments = {"room": room.id, "frame_id": room.frame_id + 1, "temperature": room.temperature}
+        await self.call(room, "open", payload, **arguments, **start)
+
+    async def start_over(self, room: Room, payload: bytes = b"", /, **start: Any) -> None:
+        """Another start in the slot that a room has; see `EngineProcess._open` for its keywords."""
+        await self.wake(room)
+        async with room.lock:
+            room.used_at = time.monotonic()
+            await self._start(room, payload, **start)
+            now = await self.call(room, "snapshot")
+            room.snapshots.append((now.facts["frame_id"], now.payload))
+
+    async def call(self, room: Room, command: str, payload: bytes = b"", /, **arguments: Any) -> Message:
+        """The engine's answer to a command about a room; raises as `Supervisor.call`."""
+        if room.slot is None:
+            raise EngineLost("the room holds no slot of the engine now. Try again.")
+        return await self.supervisor.call(command, payload, world=room.world.spec.id, slot=room.slot, **arguments)
+
+    async def wake(self, room: Room) -> None:
+        """Give a room that sleeps a slot again; raises as `open`."""
+        async with room.lock:
+            if room.state is RoomState.SNAPSHOTTED:
+                await self.open(room)
+
+    async def sleep(self, room: Room) -> None:
+        """Keep a room as a snapshot, on disk too where there is a folder for it, and free its slot."""
+        async with room.lock:
+            if room.slot is None or room.state is RoomState.CLOSED:
+                return
+            with contextlib.suppress(EngineLost):  # then the last snapshot has to do
+                room.snapshots.append((room.frame_id, (await self.call(room, "snapshot")).payload))
+            if not room.snapshots:
+                return
+            self.release(room)
+            room.rest()
+        if self.settings.state_dir:
+            await asyncio.to_thread(room_files.write, self.settings.state_dir, room)
+
+    def settle(self, room: Room) -> None:
+        """Let the engine's clock step a room, or not, as it should be now; and tell those who watch."""
+        if room.slot is not None and room.state in (RoomState.RUNNING, RoomState.PAUSED):
+            idle = not room.has_player and time.monotonic() - room.used_at >= self.settings.pause_seconds
+            running = not (room.held or idle) and (room.clock == "manual" or bool(room.viewers))
+            state = RoomState.RUNNING if running else RoomState.PAUSED
+            if state is not room.state:
+                room.state = state
+                if room.clock == "realtime":
+                    self.supervisor.tell("run", world=room.world.spec.id, slot=room.slot, running=running)
+        room.tell({"type": "room", **room.describe()})
+
+    async def _reopen_all(self) -> None:
+        """A new engine has come up: put every room that holds a slot back into it."""
+        for room in self.holding():
+            async with room.lock:
+                if room.slot is None:
+                    continue
+                try:
+                    await self._fill(room)
+                except Refused as error:
+                    log.error("a room of %s could not be restored: %s", room.world.spec.id, error)
+                    room.slot, room.state = None, RoomState.SNAPSHOTTED
+                    continue
+                room.state = RoomState.PAUSED
+                self.settle(room)
+
+    # -- what the engine tells ---------------------------------------------------------------------------------------
+
+    def _on_event(self, message: Message) -> None:
+        facts = message.facts
+        if facts["event"] == "frames":
+            self._on_frames(facts["world"], facts["frames"], facts["step_ms"])
+        elif facts["event"] == "snapshot" and facts["room"] in self.rooms:
+            self.rooms[facts["room"]].snapshots.append((facts["frame_id"], message.payload))
+
+    def _on_frames(self, world_id: str, frames: list[list[Any]], step_ms: float) -> None:
+        if step_ms:
+            self.metrics.step.labels(world_id).observe(step_ms / 1000)
+            costs = self.supervisor.costs_ms
+            costs[world_id] += 0.02 * (step_ms / len(frames) - costs[world_id])
+        for slot, room_id in frames:
+            room = self.rooms.get(room_id)
+            row = self.supervisor.tables[world_id].read(slot)
+            if room is None or room.slot != slot or row is None or row.frame_id == room.frame_id:
+                continue
+            with self.metrics.encode.time():
+                room.show(row, row.flags)
+            self._after_frame(room)
+
+    def _after_frame(self, room: Room) -> None:
+        """Note how long actions took, and let the seats that nobody sits in act."""
+        now, row = time.monotonic(), room.frame.row
+        for seat in room.seats:
+            if seat.sent_at is not None and row.acked[seat.index] >= seat.sent_at[0]:
+                self.metrics.latency.observe(now - seat.sent_at[1])
+                seat.sent_at = None
+            if seat.stand_in is not None:
+                action = seat.stand_in.act()
+                self.table(room).act(room.slot, seat.index, action)

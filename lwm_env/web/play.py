@@ -1,0 +1,108 @@
+"""`lwm play` and `lwm serve`."""
+
+import json
+import logging
+import time
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lwm_env.errors import InvalidInput
+
+
+@click.command()
+@click.argument("world", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs `lwm serve`.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto.")
+@click.option("--backend", type=click.Choice(["torch", "onnx"]), default="torch", show_default=True)
+@click.option("--fps", type=click.FloatRange(1, 240), help="Steps per second; the world's own by default.")
+@click.option("--window", is_flag=True, help="Play in a window of pygame instead (extra `play`).")
+@click.option("--headless", type=click.Path(path_type=Path), metavar="MP4", help="Let a script play into a video.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1, max=3600), default=30.0, show_default=True, help="Of --headless."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --window and --headless.")
+@click.pass_context
+def play(ctx: click.Context, world: str | None, **options: Any) -> None:
+    """Play WORLD (an id or a folder; all shipped ones without it) in the browser, in real time."""
+    if options["window"] and options["headless"]:
+        raise click.UsageError("--window and --headless exclude each other.")
+    if options["headless"]:
+        from lwm_env.demo import demo
+
+        names = {"out": options["headless"], "seconds": options["seconds"], "seed": options["seed"]}
+        ctx.invoke(demo, world=_one_world(world), device=options["device"], as_json=False, **names)
+    elif options["window"]:
+        from lwm_env.web.window import play_in_window
+
+        play_in_window(_one_world(world), options["device"], options["seed"], options["fps"])
+    else:
+        ctx.exit(_serve_page(world, options))
+
+
+def _one_world(world: str | None) -> str:
+    from lwm_env import worlds
+
+    return world or next(iter(worlds.shipped()))
+
+
+def _serve_page(world: str | None, options: dict[str, Any]) -> int:
+    from lwm_env.web.server import Server, find_worlds
+    from lwm_env.web.settings import is_loopback, make_settings
+
+    if not is_loopback(options["host"]):
+        raise InvalidInput(
+            f"lwm play is for this machine; --host {options['host']} needs `lwm serve`, see docs/play.md."
+        )
+    names = ("host", "port", "device", "backend", "fps")
+    settings = make_settings(worlds=(world,) if world else (), **{name: options[name] for name in names})
+    fragment = f"#world={next(iter(find_worlds(settings)))}" if world else ""
+
+    def tell(url: str) -> None:
+        click.echo(f"{url}/{fragment}")
+        click.echo("Ctrl-C stops it.", err=True)
+        if not options["no_browser"]:
+            webbrowser.open(f"{url}/{fragment}")
+
+    return Server(settings, tell).start()
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--check", is_flag=True, help="Only check the file.")
+@click.option("--log-json", is_flag=True, help="Logs as one JSON object a line.")
+@click.pass_context
+def serve(ctx: click.Context, config: Path, check: bool, log_json: bool) -> None:
+    """Serve worlds to other machines as the TOML file CONFIG says (docs/play.md)."""
+    from lwm_env.web.server import Server, find_worlds
+    from lwm_env.web.settings import read_settings
+
+    settings = read_settings(config)
+    if check:
+        click.echo(f"{config}: {', '.join(find_worlds(settings))} on {settings.host}:{settings.port}")
+        return
+    if log_json:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
+    ctx.exit(Server(settings, lambda url: click.echo(url)).start())
+
+
+class JsonFormatter(logging.Formatter):
+    """A log line as a JSON object: time (UTC), level, logger, message."""
+
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told)

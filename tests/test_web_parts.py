@@ -1,0 +1,109 @@
+"""Parts of the server that need no server: messages of any kind, pictures of any kind, admission, rooms on disk."""
+
+import contextlib
+import io
+import json
+import logging
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import BaseModel
+
+pytest.importorskip("fastapi", reason="the extra web is not installed")
+
+from lwm_env.errors import InvalidInput
+from lwm_env.web import pictures, protocol, room_files
+from lwm_env.web.hosting import Busy, Hosting
+from lwm_env.web.metrics import Metrics
+from lwm_env.web.rooms import Forbidden, Occupied, Room, SeatState
+from lwm_env.web.settings import make_settings
+from lwm_env.web.supervisor import PlayedWorld
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["type", "seq", "action", "frame", "x"]), inner),
+)
+KINDS = st.sampled_from(["attach", "action", "ack", "pause", "restart", "rewind", "temperature", "fly"])
+
+
+MESSAGES = st.builds(lambda kind, more: json.dumps({"type": kind, "frame": more}), KINDS, JSON)
+
+
+@settings(deadline=None)  # a busy machine
+@given(st.text() | JSON.map(json.dumps) | MESSAGES)
+@example("\ud800")
+def test_any_text_is_a_message_or_a_value_error(text):
+    with contextlib.suppress(ValueError):
+        assert isinstance(protocol.parse(text), BaseModel)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["PNG", "JPEG", "WEBP"]), st.integers(0, 150))
+def test_a_damaged_picture_is_refused_or_read(noise, format, place):
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), (1, 2, 3)).save(file, format)
+    data = file.getvalue()
+    with contextlib.suppress(InvalidInput):
+        assert pictures.decode_prompt(data[:place] + noise + data[place:], (16, 16)).shape == (16, 16, 3)
+
+
+@pytest.fixture
+def world(tiny_spec, tiny_world):
+    return PlayedWorld(tiny_spec, tiny_world, fps=15.0)
+
+
+def test_rooms_are_let_in_up_to_the_load_that_is_allowed(world):
+    hosting = Hosting({world.spec.id: world}, make_settings(max_load=0.85), Metrics())
+    hosting.supervisor.costs_ms[world.spec.id] = 20.0  # 0.3 of the engine's time at 15 steps a second
+    rooms = [Room(world, seed=seed) for seed in range(3)]
+    for slot, room in enumerate(rooms[:2]):
+        hosting.check_load(room)
+        room.slot = slot
+        hosting.rooms[room.id] = room
+
+    assert hosting.load == pytest.approx(0.6)
+    with pytest.raises(Busy, match="60%"):
+        hosting.check_load(rooms[2])
+    rooms[0].used_at -= 10  # nobody is there any more
+    hosting.check_load(rooms[2])
+
+
+def test_a_seat_goes_from_free_to_live_by_its_token_alone(world):
+    room = Room(world, seed=0)
+    seat, token = room.reserve(None, until=5.0)
+    with pytest.raises(Occupied):
+        room.reserve(None, until=5.0)
+    with pytest.raises(Forbidden):
+        room.take("guessed", viewer=None)
+    assert seat.state is SeatState.RESERVED
+    with pytest.raises(Forbidden):
+        room.authorise(token)  # not before it is taken
+
+    _, renewed, _ = room.take(token, viewer=None)
+    room.authorise(renewed)
+    with pytest.raises(Forbidden):
+        room.take(token, viewer=None)
+    assert seat.state is SeatState.LIVE and not seat.expire(now=100.0)
+
+
+def test_a_room_comes_back_from_disk_and_a_damaged_one_is_left_out(world, tmp_path, caplog):
+    room, other = (Room(world, seed=seed, temperature=0.5, public=True) for seed in (7, 8))
+    _, token = room.reserve(None, until=5.0)
+    owner = room.owner.renew()
+    for kept in (room, other):
+        kept.snapshots.append((12, b"state"))
+        room_files.write(tmp_path, kept)
+    (tmp_path / f"{other.id}.json").write_text('{"format": 1}')
+    assert token not in (tmp_path / f"{room.id}.json").read_text()
+
+    with caplog.at_level(logging.WARNING):
+        (found,) = room_files.read_all(tmp_path, {world.spec.id: world})
+
+    assert (found.id, found.seed, found.temperature, found.public) == (room.id, 7, 0.5, True)
+    assert found.snapshots[-1] == (0, b"state") and found.owner.fits(owner) and found.seat_of(token)
+    assert other.id in caplog.text
+    room_files.remove(tmp_path, room.id)
+    room_files.remove(tmp_path, other.id)
+    assert not list(tmp_path.iterdir())

@@ -111,7 +111,7 @@ def test_a_shipped_world_in_a_batch_equals_sync(name):
     ours, theirs = gym.make_vec(name, num_envs=2), gym.make_vec(name, num_envs=2, vectorization_mode="sync")
 
     assert same(ours.reset(seed=0)[0], theirs.reset(seed=0)[0])
-    for _ in range(10):
+    for _ in range(100):
         actions = ours.action_space.sample()
         assert all(same(x, y) for x, y in zip(ours.step(actions), theirs.step(actions), strict=True))
 

@@ -154,7 +154,8 @@ def camera_unroll(model: WorldModel, batch: Batch, context: int, dreamed: bool =
             picture = mosaic.show(t, astray)
         elif free:
             picture, dream = dream.frames[:, -1], dream_on(model, dream, batch.actions[:, t])
-        estimate, carry = model.camera(picture, model.embed(batch.actions[:, t]), motion, offset, carry)
+        with torch.autocast(picture.device.type, enabled=False):  # places are sums, and 7.4 in bfloat16 is 7.406
+            estimate, carry = model.camera(picture.float(), model.embed(batch.actions[:, t]), motion, offset, carry)
         followed = followed & (sighting.sure | (not free))
         errors = camera_errors(estimate, offset + astray, sighting, followed)
         errors["motion"] = errors["motion"] * (astray == 0).all(1)

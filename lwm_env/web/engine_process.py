@@ -144,7 +144,7 @@ class EngineProcess:
     # -- commands ----------------------------------------------------------------------------------------------------
 
     def _ping(self, payload: bytes) -> None:
-        pass
+        """The heartbeat: that it is answered at all is the answer."""
 
     def _open(
         self,

@@ -20,7 +20,8 @@ class World(Protocol):
     """What the engine asks of a model: `lwm_env.world_model.WorldModel`, or anything with the same functions.
 
     `start` and `step` are functions of their arguments alone; a step returns new tensors, of the shapes it was given.
-    Models that are no `torch.nn.Module` set `thread_safe = True` when two threads may call `step` at once.
+    Models that are no `torch.nn.Module` set `thread_safe = True` when two threads may call `step` at once, and
+    `together` to a number of rows that they compute as fast as they can, with the bytes that each row has alone.
     """
 
     spec: WorldSpec

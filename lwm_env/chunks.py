@@ -13,8 +13,9 @@ from torch import Tensor
 from lwm_env.batch import State, Transition, World, compute, masked_numbers, select
 from lwm_env.threads import one_thread, share
 
-# Milliseconds a world of `nano` on one core, in chunks of 1, 2 and 4: 8.4, 6.6, 5.9. A single env has to be computed as
-# a slot of a vector env is, and a chunk of 4 would cost it 24 ms a frame.
+# Milliseconds a world of `nano` on one core, in chunks of 1, 2 and 4: 8.4, 6.6, 5.9. A single env has to be computed
+# as a slot of a vector env is, and a chunk of 4 would cost it 24 ms a frame. A world that gives the same bytes however
+# many rows it is asked for (`together`) is asked for several chunks at once.
 CPU_ROWS = 1
 
 
@@ -25,6 +26,7 @@ class Chunks:
         self.world, self.num_envs, self.rows = world, num_envs, rows
         self.device = world.reward_values.device
         self._padded = -(-num_envs // rows) * rows
+        self._together = getattr(world, "together", rows) // rows
         self._slices = [slice(first, first + rows) for first in range(0, self._padded, rows)]
         self._frames = torch.zeros(self._padded, *world.spec.frame_size, 3, dtype=torch.uint8, device=self.device)
         self._chunks: list[State] = []  # one for each slice, from the first reset on
@@ -42,14 +44,16 @@ class Chunks:
         wanted, actions = self._pad(torch.from_numpy(active)), self._pad(actions)
         moving = [index for index, rows in enumerate(self._slices) if active[rows].any()]
 
-        def advance(number: int) -> tuple[State, Transition]:
-            rows = self._slices[moving[number]]
+        groups = self._groups(moving)
+
+        def advance(number: int) -> list[tuple[State, Transition]]:
+            rows = np.concatenate([np.arange(self._padded)[self._slices[index]] for index in groups[number]])
             inputs = (actions[rows], self._keys[rows], self._steps[rows])
-            return self._advance(moving[number], wanted[rows], inputs, temperature)
+            return self._advance(groups[number], wanted[rows], inputs, temperature)
 
         with one_thread(self.device) as allowed:
-            advanced = share(advance, len(moving), allowed if self._parallel else 1)
-        moved = dict(zip(moving, advanced, strict=True))
+            advanced = share(advance, len(groups), allowed if self._parallel else 1)
+        moved = dict(zip(moving, (chunk for group in advanced for chunk in group), strict=True))
         results = [
             moved[index] if index in moved else (self._chunks[index], self._stand_still(rows))
             for index, rows in enumerate(self._slices)
@@ -60,19 +64,43 @@ class Chunks:
         self._frames, self._steps = columns[0], self._steps + wanted
         return Transition(self.frames, *(column[: self.num_envs] for column in columns[1:]))
 
+    def _groups(self, moving: list[int]) -> list[list[int]]:
+        """Chunks that are computed in one call: as many as the world takes together, the rest one by one."""
+        together = self._together
+        full = len(moving) // together * together
+        return [moving[i : i + together] for i in range(0, full, together)] + [[index] for index in moving[full:]]
+
     def _advance(
-        self, index: int, wanted: Tensor, inputs: tuple[Tensor, Tensor, Tensor], temperature: float
+        self, group: list[int], wanted: Tensor, inputs: tuple[Tensor, Tensor, Tensor], temperature: float
+    ) -> list[tuple[State, Transition]]:
+        """The next state and output of each chunk of a group."""
+        if len(group) == 1:
+            return [
+                self._compute(self._chunks[group[0]], self._frames[self._slices[group[0]]], wanted, inputs, temperature)
+            ]
+        chunks = [self._chunks[index] for index in group]
+        old = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        frames = torch.cat([self._frames[self._slices[index]] for index in group])
+        state, transition = self._compute(old, frames, wanted, inputs, temperature)
+        states = zip(*(value.split(self.rows) for value in state.values()), strict=True)
+        transitions = zip(*(value.split(self.rows) for value in transition), strict=True)
+        return [
+            (dict(zip(state, values, strict=True)), Transition(*columns))
+            for values, columns in zip(states, transitions, strict=True)
+        ]
+
+    def _compute(
+        self, old: State, shown: Tensor, wanted: Tensor, inputs: tuple[Tensor, Tensor, Tensor], temperature: float
     ) -> tuple[State, Transition]:
-        """The next state and output of one chunk."""
+        """The next state and output of some rows, which now show the frames `shown`."""
         threshold = self.world.spec.termination_threshold
         with torch.inference_mode():
-            old = self._chunks[index]
             new, out, finite = compute(self.world, old, inputs, temperature)
             good = wanted & finite
             if good.all():  # the usual case, where asking costs nothing
                 end = out.terminated_prob >= threshold
                 return new, Transition(out.frame, out.reward, end, ~finite, out.terminated_prob, out.surprise)
-            frames = select(good, out.frame, self._frames[self._slices[index]])
+            frames = select(good, out.frame, shown)
             state = {name: select(good, new[name], old[name]) for name in old}
             return state, Transition(frames, *masked_numbers(out, wanted, finite, threshold))
 

@@ -29,10 +29,11 @@ class MotionConfig:
     bottleneck_blocks: int = 3
     attention_blocks: int = 0  # spatial attention between the bottleneck's convolutions
     refine_blocks: int = 2  # between the views of the canvas and the masks
+    memory_dim: int = 0  # numbers kept from step to step: what no picture shows, such as whose serve it is
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (0 if name == "attention_blocks" else 1):
+            if value < (0 if name in ("attention_blocks", "memory_dim") else 1):
                 raise ValueError(f"MotionConfig.{name} must be positive, got {value}")
 
 
@@ -47,7 +48,10 @@ class Motion(nn.Module):
         self.recent = nn.Conv2d(2 * pixels, dim, 3, padding=1)
         self.older = Pointwise(4 * pixels * self.num_older, wide) if self.num_older > 0 else None
         self.down = Pointwise(4 * dim, wide)
-        self.condition = nn.Sequential(nn.Linear(action_dim + 4, wide), nn.SiLU())
+        self.condition = nn.Sequential(nn.Linear(action_dim + 4 + config.memory_dim, wide), nn.SiLU())
+        if config.memory_dim:
+            self.notice = Pointwise(wide, 2 * config.memory_dim)
+            self.remember = nn.GRUCell(2 * config.memory_dim + action_dim, config.memory_dim)
         self.films = nn.ModuleList([nn.Linear(wide, 2 * wide) for _ in range(config.bottleneck_blocks)])
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
@@ -65,19 +69,24 @@ class Motion(nn.Module):
         nn.init.constant_(self.write.bias, 3.0)
         nn.init.constant_(self.layers.bias[4 * patch**2 : 6 * patch**2], -2.0)  # the canvas first
 
-    def read(self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor) -> Tensor:
-        """Frames (B, K, 3, H, W), embedded action (B, A), the camera's next motion (B, 2) and the fraction of a pixel
-        left over by it (B, 2) -> features (B, 2C, h, w)."""
+    def read(
+        self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Frames (B, K, 3, H, W), embedded action (B, A), the camera's next motion (B, 2), the fraction of a pixel
+        left over by it (B, 2) and the memory (B, memory_dim) -> features (B, 2C, h, w), the memory from now on."""
         recent = self.recent(F.pixel_unshuffle(frames[:, -2:].flatten(1, 2), self.patch))
         x = self.down(F.pixel_unshuffle(F.silu(recent), 2))
         if self.older is not None:
             x = x + self.older(F.pixel_unshuffle(frames[:, : self.num_older].flatten(1, 2), 2 * self.patch))
-        condition = self.condition(torch.cat([action, motion / 4, offset], 1))
+        condition = self.condition(torch.cat([action, motion / 4, offset, memory], 1))
         for index, (block, film) in enumerate(zip(self.blocks, self.films, strict=True)):
             x = block(x, film(condition))
             if index < len(self.attention):
                 x = self.attention[index](x)
-        return torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
+        if self.config.memory_dim:
+            noticed = F.silu(self.notice(x)).mean((2, 3))
+            memory = self.remember(torch.cat([noticed, action], 1), memory)
+        return torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1), memory
 
     def lasting(self, features: Tensor) -> Tensor:
         """How much of each pixel of the last picture belongs on the canvas, (B, 1, H, W): players do not."""

@@ -86,13 +86,18 @@ def _preset(
             decoder_dim=dim,
             decoder_blocks=depth,
         ),
-        motion=MotionConfig(dim=dim, bottleneck_dim=wide, bottleneck_blocks=blocks, attention_blocks=attention),
+        motion=MotionConfig(
+            dim=dim, bottleneck_dim=wide, bottleneck_blocks=blocks, attention_blocks=attention, memory_dim=dim
+        ),
         dynamics=DynamicsConfig(dim=dim, blocks=depth),
     )
 
 
 PRESETS = {
-    "nano": ModelConfig(),
+    "nano": ModelConfig(
+        motion=MotionConfig(dim=48, bottleneck_dim=96, bottleneck_blocks=2, memory_dim=64),
+        dynamics=DynamicsConfig(dim=48, blocks=1),
+    ),
     "small": _preset("small", (128, 128), 8, (192, 512, 3), 6, 2),
     "base": _preset("base", (256, 256), 8, (384, 1152, 4), 7, 3),
     "large": _preset("large", (288, 512), 16, (512, 1536, 5), 9, 4),

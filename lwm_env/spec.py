@@ -95,6 +95,7 @@ class WorldSpec(_Strict):
     real: RealSource
     termination_threshold: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=0.0, ge=0)  # default sampling temperature of the tokens; 0 takes the likeliest
+    script: Literal["pong_paddles"] | None = None  # a rule that plays by the picture, see `lwm_env.scripts`
 
     def observation_space(self) -> spaces.Box:
         return spaces.Box(0, 255, (*self.frame_size, 3), np.uint8)

@@ -35,14 +35,15 @@ WEIGHTS, PROMPTS = "model.safetensors", "prompts.safetensors"
 
 class Belief(NamedTuple):
     """Frames (B, K, 3, H, W) in [-1, 1], the canvas as it was before the last frame and its fractional offset (B, 2),
-    the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what the camera carries from step to
-    step (B, carry_dim)."""
+    the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what the camera and
+    the motion model keep from step to step (B, carry_dim) and (B, memory_dim)."""
 
     frames: Tensor
     canvas: Tensor
     offset: Tensor
     motion: Tensor
     carry: Tensor
+    memory: Tensor
 
 
 class Anticipation(NamedTuple):
@@ -53,6 +54,7 @@ class Anticipation(NamedTuple):
     motion: Tensor  # (B, 2 + 2) the same, and how what was seen corrected it
     travel: Tensor  # (B, 2) the motion with its correction, without gradients
     carry: Tensor  # (B, carry_dim)
+    memory: Tensor  # (B, memory_dim)
     canvas: Tensor  # moved, and the fraction of a pixel left over
     offset: Tensor
 
@@ -65,6 +67,7 @@ class Proposal(NamedTuple):
     canvas: Tensor
     offset: Tensor
     carry: Tensor  # (B, carry_dim)
+    memory: Tensor  # (B, memory_dim)
     moved: Tensor  # (B, 3, H, W)
     moved_latent: Tensor  # (B, D, h, w)
     logits: Tensor  # (B, D, L, h, w)
@@ -138,13 +141,14 @@ class WorldModel(nn.Module):
         canvas = self.canvas.blank(len(picture), picture.device)
         frames = picture[:, None].expand(-1, self.config.motion.context_frames, -1, -1, -1)
         carry = picture.new_zeros(len(picture), self.config.camera.carry_dim)
-        return Belief(frames, canvas, still, still.repeat(1, 2), carry)
+        memory = picture.new_zeros(len(picture), self.config.motion.memory_dim)
+        return Belief(frames, canvas, still, still.repeat(1, 2), carry, memory)
 
     def commit(self, belief: Belief, proposal: Proposal, picture: Tensor) -> Belief:
-        """The belief once the next picture is drawn. Gradients flow on through motion, carry and what the canvas kept,
-        not through the picture."""
+        """The belief once the next picture is drawn. Gradients flow on through motion, carry, memory and what the
+        canvas kept, not through the picture."""
         frames = torch.cat([belief.frames[:, 1:], picture.detach()[:, None]], 1)
-        return Belief(frames, proposal.canvas, proposal.offset, proposal.motion, proposal.carry)
+        return Belief(frames, proposal.canvas, proposal.offset, proposal.motion, proposal.carry, proposal.memory)
 
     @staticmethod
     def correct(offset: Tensor, estimate: Tensor, sighting: Sighting | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,9 +173,9 @@ class WorldModel(nn.Module):
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
         whole, motion, offset = self.correct(belief.offset, estimate, sighting)
         travel = (whole + offset - belief.offset).detach()
-        features = self.motion.read(belief.frames, action, travel, offset.detach())
+        features, memory = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory)
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(features))
-        return Anticipation(features, estimate, motion, travel, carry, move_whole(canvas, whole), offset)
+        return Anticipation(features, estimate, motion, travel, carry, memory, move_whole(canvas, whole), offset)
 
     @torch.no_grad()
     def observe(self, belief: Belief, action: Tensor, picture: Tensor, sighting: Sighting | None = None) -> Belief:
@@ -179,7 +183,7 @@ class WorldModel(nn.Module):
         sighting = sighting or sight(belief.frames[:, -1], picture)
         ahead = self.anticipate(belief, action, sighting)
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
-        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry)
+        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, ahead.memory)
 
     def propose(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Proposal:
         """Everything about the next step that is known before sampling."""
@@ -191,8 +195,9 @@ class WorldModel(nn.Module):
         moved_latent = self.tokenizer.encode(moved)
         logits, hidden = self.dynamics(features, moved_latent)
         return Proposal(
-            ahead.estimate, ahead.motion, ahead.canvas, ahead.offset, ahead.carry, moved, moved_latent, logits, hidden
-        )
+            ahead.estimate, ahead.motion, ahead.canvas, ahead.offset, ahead.carry, ahead.memory,
+            moved, moved_latent, logits, hidden,
+        )  # fmt: skip
 
     def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
         """Token indices (B, D, h, w): the likeliest, or drawn by Gumbel noise (B, noise_dim) at a temperature."""
@@ -226,14 +231,13 @@ class WorldModel(nn.Module):
         latent = self.tokenizer.levels[self.sample(proposal.logits, noise, temperature)]
         frame = to_frames(self.tokenizer.decode(latent, proposal.moved))
         reward_logits, end_logit = self.events(proposal.hidden, proposal.moved_latent, latent)
-        log_probs = proposal.logits.log_softmax(2)
         reward_probs = reward_logits.softmax(-1)
         output = Output(
             frame=frame,
             reward=self.reward_values[reward_probs.argmax(-1)],
             reward_probs=reward_probs,
             terminated_prob=torch.sigmoid(end_logit),
-            surprise=-(log_probs.exp() * log_probs).sum(2).mean((1, 2, 3)),
+            surprise=_mean_entropy(proposal.logits),
         )
         return self._pack(self.commit(belief, proposal, to_pixels(frame))), output
 
@@ -245,13 +249,14 @@ class WorldModel(nn.Module):
             "canvas": canvas.round().to(torch.uint8),
             "offset": belief.offset.clone(),
             "motion": belief.motion.clone(),
-            "carry": belief.carry.clone(),
+            "carry": torch.cat([belief.carry, belief.memory], 1),
         }
 
     def _unpack(self, state: State) -> Belief:
         colours, known = state["canvas"].float().split([3, 1], 1)
         canvas = torch.cat([colours / 127.5 - 1, known / 255], 1)
-        return Belief(to_pixels(state["frames"]), canvas, state["offset"], state["motion"], state["carry"])
+        carry, memory = state["carry"].split([self.config.camera.carry_dim, self.config.motion.memory_dim], 1)
+        return Belief(to_pixels(state["frames"]), canvas, state["offset"], state["motion"], carry, memory)
 
     # -- on disk -----------------------------------------------------------------------------------------------------
 
@@ -285,6 +290,19 @@ class WorldModel(nn.Module):
         model.prompts = _read_prompts(folder, manifest) if PROMPTS in manifest.files else None
         model.weights_hash = manifest.files[WEIGHTS].sha256
         return model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _mean_entropy(logits: Tensor) -> Tensor:
+    """Of the categoricals along dimension 2 of (B, D, L, h, w), in nats: (B,).
+
+    A third of the time of a log_softmax there. One dimension is summed by hand: ONNX Runtime adds up a whole tensor in
+    another order than the rows of one, and a row's bytes must not depend on the number of rows.
+    """
+    below = logits - logits.amax(2, keepdim=True)
+    weights = below.exp()
+    total = weights.sum(2)
+    entropy = (total.log() - (weights * below).sum(2) / total).mean((2, 3))
+    return sum(entropy.unbind(1)) / entropy.shape[1]
 
 
 def _read_prompts(folder: Path, manifest: worlds.Manifest) -> Prompts:

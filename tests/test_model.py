@@ -132,3 +132,21 @@ def test_a_configuration_survives_json():
     config = ModelConfig().override({"motion.dim": 96, "margin": 16})
 
     assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_the_memory_is_carried_from_step_to_step_and_changes_what_comes(tiny_config):
+    torch.manual_seed(0)
+    model = WorldModel(tiny_config.override({"motion.memory_dim": 5}), make_spec()).eval()
+    for weight in model.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.3)
+    frames, actions = prompt(1)
+    state = model.start(frames, actions)
+    forgetful = state | {"carry": state["carry"].clone()}
+    forgetful["carry"][:, -5:] = 0
+    pictures = [
+        model.propose(model._unpack(kept), torch.ones(1, 1, dtype=torch.long)).moved for kept in (state, forgetful)
+    ]
+
+    assert state["carry"].shape == (1, tiny_config.camera.carry_dim + 5) and state["carry"][:, -5:].abs().min() > 0
+    assert not torch.allclose(*pictures)

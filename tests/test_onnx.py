@@ -23,7 +23,7 @@ pytest.importorskip("onnxruntime", reason='needs the extra: pip install "lwm-env
 
 from lwm_env.export import graph, onnx_file, onnx_world, quantize  # noqa: E402
 from lwm_env.export.onnx_file import Facts  # noqa: E402
-from lwm_env.export.onnx_world import OnnxWorld  # noqa: E402
+from lwm_env.export.onnx_world import OnnxGroup, OnnxWorld, rows_together  # noqa: E402
 
 PLAN = np.random.default_rng(7).integers(0, 3, (8, 3))
 
@@ -120,6 +120,38 @@ def test_a_step_of_a_shipped_world_is_that_of_torch(world_id):
 
     for expected, found in steps_apart(model, onnx_world.open_cached(model, 1), 1, 0.7):
         check_parity(expected, found)
+
+
+@pytest.mark.parametrize("num_envs", [4, 9])
+def test_rows_computed_together_have_the_bytes_that_each_has_alone(endless, cache, num_envs):
+    plan = np.random.default_rng(0).integers(0, 3, (8, num_envs))
+    envs = LwmVectorEnv(endless, num_envs=num_envs, backend="onnx", temperature=0.7)
+    envs.reset(seed=3)
+    together = [envs.step(actions) for actions in plan]
+
+    assert envs._engine.model.together == rows_together(num_envs) > 1
+    for slot in range(num_envs):
+        env = LwmEnv(endless, backend="onnx", temperature=0.7)
+        env.reset(seed=3 + slot)
+        for actions, (frames, rewards, _, _, infos) in zip(plan, together, strict=True):
+            observation, reward, _, _, info = env.step(int(actions[slot]))
+            assert (observation == frames[slot]).all()
+            assert (reward, info["surprise"]) == (rewards[slot], infos["surprise"][slot])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_id", worlds.shipped())
+def test_rows_of_a_shipped_world_are_computed_together(world_id):
+    model = WorldModel.load(world_id)
+
+    assert OnnxGroup(onnx_world.open_cached(model, 1), onnx_world.open_cached(model, 4)).together == 4
+
+
+def test_a_group_whose_bytes_differ_is_not_used(tiny, tiny_world, cached, tmp_path):
+    other = WorldModel.load(tiny_world)
+    single, group = onnx_world.open_cached(tiny, 1), OnnxWorld(other, file_of(other, tmp_path, batch=2), 2)
+
+    assert OnnxGroup(single, group).together == 1
 
 
 # -- the file --------------------------------------------------------------------------------------------------------

@@ -388,9 +388,21 @@ def test_the_real_twin_knows_every_autoreset_mode(platformer, mode):
 
 
 def test_the_twin_of_several_players_or_an_unknown_world_is_refused(platformer):
-    with pytest.raises(ConfigMismatch, match="open_spec_source"):
+    with pytest.raises(ConfigMismatch, match="2 players and no script"):
         make_real_vec(platformer.model_copy(update={"players": ("a", "b")}))
     with pytest.raises(UnknownWorld):
         make_real_vec("LWM-Platfromer-v9")
     with pytest.raises(InvalidInput, match="NextStep"):
         make_real_vec(platformer, autoreset_mode="sometimes")
+
+
+def test_a_frame_skip_holds_the_actions_and_sums_the_rewards_to_the_end():
+    source = open_source("pettingzoo:lwmtest/relay-v0", options={"frame_skip": 3})
+    first = source.reset()
+    steps = [source.step(np.array([[1, 2]])) for _ in range(2)]
+
+    assert first.max() == 0 and [step.observations.max() for step in steps] == [3, 4]
+    assert [step.rewards.tolist() for step in steps] == [[[3, 4]], [[1, 0]]]  # the second player is out after two
+    assert [step.terminations.tolist() for step in steps] == [[False], [True]]
+    with pytest.raises(ConfigMismatch, match="frame_skip"):
+        open_source("pettingzoo:lwmtest/relay-v0", options={"frame_skip": 0})

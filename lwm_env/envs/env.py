@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lwm_env.engine import Engine
 from lwm_env.envs import facts, inputs
-from lwm_env.envs.loading import RENDER_MODES, check_single_player, open_engine
+from lwm_env.envs.loading import RENDER_MODES, open_engine
 from lwm_env.errors import WrongOrder
+from lwm_env.scripts import Seats
 from lwm_env.spec import WorldSpec
 
 
@@ -24,6 +25,8 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
     On a CPU the same seed and actions give the same bytes, in any process and as any slot of an `LwmVectorEnv`. A seed
     begins a stream of episodes; `reset()` without one goes on to its next. Threads take turns; a pickle or a copy
     resumes where the original was.
+
+    Of a world of several players the env is the first one's; the world's script plays the others.
 
     Args:
         world: id, folder name, or path of a world folder.
@@ -56,7 +59,7 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
         EzPickle.__init__(self, world, device=device, temperature=temperature, **modes)
         self._engine: Engine | None = None  # until all arguments are known to be good
         engine = open_engine(world, 1, device, temperature, modes)
-        check_single_player(engine.model.spec)
+        self._seats = Seats(engine.model.spec)
         self.world_spec: WorldSpec = engine.model.spec
         self.weights_hash = engine.model.weights_hash
         self.device = str(engine.device)
@@ -90,7 +93,7 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
         engine = self._open()
         with engine.lock:
             seed = inputs.check_seed(seed)
-            prompts = inputs.check_prompts(inputs.check_options(options), self.world_spec, None)
+            prompts = inputs.check_prompts(inputs.check_options(options), self.world_spec, None, self._seats)
             super().reset(seed=seed)
             if seed is None and (not engine.ready[0] or self._np_random_seed == -1):  # -1: the user set np_random
                 seed = int(self.np_random.integers(1 << 63))
@@ -117,7 +120,7 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
             if engine.ended[0]:
                 raise WrongOrder("step() came after the end of the episode. Begin the next with env.reset().")
             checked = inputs.check_actions(action, self.world_spec, ())
-            transition = engine.step(checked[None, None])
+            transition = engine.step(self._seats.join(checked[None], engine.frames))
             rewards, terminations, infos = facts.read_transition(transition)
             engine.ended[0] = terminations[0] or infos["error"][0]
         observation = self._observation(transition.frames)

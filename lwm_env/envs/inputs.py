@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.errors import InvalidInput
+from lwm_env.scripts import Seats
 from lwm_env.spec import DiscreteActions, WorldSpec
 
 
@@ -125,7 +126,7 @@ def check_actions(actions: object, spec: WorldSpec, lead: tuple[int, ...], name:
 
 
 def check_prompts(
-    options: Mapping[str, Any], spec: WorldSpec, num_envs: int | None, joint: bool = False
+    options: Mapping[str, Any], spec: WorldSpec, num_envs: int | None, seats: Seats | None = None
 ) -> tuple[Tensor, Tensor] | None:
     """Frames and actions to start from, if the options have any, in the world's frame size.
 
@@ -133,7 +134,8 @@ def check_prompts(
         options: with "frames", uint8 ([N,] T, h, w, 3), T >= 1, and "actions" ([N,] T - 1[, P][, A]), which may be left
             out when T is 1.
         num_envs: N, or None for a single env.
-        joint: whether the actions have a dimension of P players.
+        seats: who plays beside the first player, whose actions alone are given; None: the actions have a dimension of
+            P players.
 
     Returns:
         frames uint8 (N, T, H, W, 3) and actions (N, T - 1, P[, A]); N is 1 for a single env.
@@ -157,7 +159,7 @@ def check_prompts(
             f'options["frames"] of dtype {frames.dtype} and shape {frames.shape} was given; it is uint8 {letters} '
             f"with at least one frame. Add an axis to a single picture: frames[None]."
         )
-    length = frames.shape[len(lead)]
+    length, joint = frames.shape[len(lead)], seats is None
     actions = () if actions is None else actions
     if length == 1 and _to_array(actions).size == 0:  # nothing has no shape or dtype to speak of
         actions = _no_actions(spec, (*lead, 0, len(spec.players)) if joint else (*lead, 0))
@@ -165,7 +167,10 @@ def check_prompts(
     checked = check_actions(actions, spec, steps, f'options["actions"] for {length} frames')
     if num_envs is None:
         frames, checked = frames[None], checked[None]
-    return _resize(torch.from_numpy(frames.copy()), spec.frame_size), checked if joint else checked.unsqueeze(2)
+    pictures = _resize(torch.from_numpy(frames.copy()), spec.frame_size)
+    if seats is not None:
+        checked = seats.join(checked.flatten(0, 1), pictures[:, :-1].flatten(0, 1)).unflatten(0, checked.shape[:2])
+    return pictures, checked
 
 
 def _no_actions(spec: WorldSpec, lead: tuple[int, ...]) -> Tensor:

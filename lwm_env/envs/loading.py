@@ -12,11 +12,10 @@ from lwm_env import worlds
 from lwm_env.engine import CPU_ROWS, Engine
 from lwm_env.envs import inputs
 from lwm_env.errors import ConfigMismatch, InvalidInput
-from lwm_env.spec import WorldSpec
 from lwm_env.world_model import WorldModel
 
 if TYPE_CHECKING:
-    from lwm_env.export.onnx_world import OnnxWorld
+    from lwm_env.export.onnx_world import OnnxGroup, OnnxWorld
 
 RENDER_MODES = ["rgb_array"]
 BACKENDS = ["torch", "onnx"]
@@ -24,6 +23,7 @@ BACKENDS = ["torch", "onnx"]
 _lock = threading.Lock()
 _models: weakref.WeakValueDictionary[tuple[str, str], WorldModel] = weakref.WeakValueDictionary()
 _onnx_worlds: "weakref.WeakValueDictionary[tuple[WorldModel, int], OnnxWorld]" = weakref.WeakValueDictionary()
+_onnx_groups: "weakref.WeakValueDictionary[tuple[WorldModel, int], OnnxGroup]" = weakref.WeakValueDictionary()
 
 
 def choose_device(device: str) -> torch.device:
@@ -77,20 +77,34 @@ def load_world(world: str | Path, device: torch.device) -> WorldModel:
     return model
 
 
-def load_onnx(world: str | Path, device: torch.device, batch: int) -> "OnnxWorld":
-    """The same world with its step in ONNX Runtime, for `batch` worlds at a time, shared like `load_world`'s.
+def load_onnx(world: str | Path, device: torch.device, num_envs: int) -> "OnnxWorld | OnnxGroup":
+    """The same world with its step in ONNX Runtime for `num_envs` slots, shared like `load_world`'s.
 
     Raises:
         MissingExtra: the extra `onnx` is not installed. CorruptFile, StorageError: the cached export is damaged or
             cannot be written. And what `load_world` raises.
     """
-    from lwm_env.export.onnx_world import open_cached
+    from lwm_env.export.onnx_world import OnnxGroup, rows_together
 
     model = load_world(world, device)
     with _lock:
-        opened = _onnx_worlds.get((model, batch))
-        if opened is None:
-            opened = _onnx_worlds[model, batch] = open_cached(model, batch)
+        if device.type != "cpu":
+            return _open_onnx(model, num_envs)
+        single, rows = _open_onnx(model, CPU_ROWS), rows_together(num_envs)
+        if rows == CPU_ROWS:
+            return single
+        group = _onnx_groups.get((model, rows))
+        if group is None:
+            group = _onnx_groups[model, rows] = OnnxGroup(single, _open_onnx(model, rows))
+        return group
+
+
+def _open_onnx(model: WorldModel, batch: int) -> "OnnxWorld":
+    from lwm_env.export.onnx_world import open_cached
+
+    opened = _onnx_worlds.get((model, batch))
+    if opened is None:
+        opened = _onnx_worlds[model, batch] = open_cached(model, batch)
     return opened
 
 
@@ -109,14 +123,4 @@ def open_engine(
     chosen = choose_device(device)
     if modes["backend"] == "torch":
         return Engine(load_world(world, chosen), num_envs, temperature=temperature)
-    rows = CPU_ROWS if chosen.type == "cpu" else num_envs
-    return Engine(load_onnx(world, chosen, rows), num_envs, temperature=temperature, rows=rows)
-
-
-def check_single_player(spec: WorldSpec) -> None:
-    """Raises ConfigMismatch for a world of several players, which is no gymnasium env."""
-    if len(spec.players) > 1:
-        raise ConfigMismatch(
-            f"{spec.id} has {len(spec.players)} players, a gymnasium env has one. "
-            f'Use lwm_env.parallel_env("{spec.id}").'
-        )
+    return Engine(load_onnx(world, chosen, num_envs), num_envs, temperature=temperature)

@@ -85,7 +85,7 @@ class LwmParallelEnv(ParallelEnv[str, Any, Any], EzPickle):
         engine = self._open()
         with engine.lock:
             seed = inputs.check_seed(seed)
-            prompts = inputs.check_prompts(inputs.check_options(options), self.world_spec, None, joint=True)
+            prompts = inputs.check_prompts(inputs.check_options(options), self.world_spec, None)
             if seed is None and not engine.ready[0]:
                 seed = int(np_random()[0].integers(1 << 63))
             frames = engine.reset(np.ones(1, bool), [seed], prompts)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lwm_env.engine import Engine
 from lwm_env.envs import facts, inputs
-from lwm_env.envs.loading import RENDER_MODES, check_single_player, open_engine
+from lwm_env.envs.loading import RENDER_MODES, open_engine
 from lwm_env.envs.slots import SlotAccess
 from lwm_env.errors import WrongOrder
+from lwm_env.scripts import Seats
 from lwm_env.spec import WorldSpec
 
 
@@ -58,7 +59,7 @@ class LwmVectorEnv(SlotAccess, VectorEnv[Any, Any, Any], EzPickle):
         self._engine: Engine | None = None  # until all arguments are known to be good
         self.autoreset_mode = _mode(autoreset_mode)
         engine = open_engine(world, num_envs, device, temperature, modes)
-        check_single_player(engine.model.spec)
+        self._seats = Seats(engine.model.spec)
         self.world_spec: WorldSpec = engine.model.spec
         self.max_episode_steps = inputs.check_limit("max_episode_steps", max_episode_steps, self.world_spec)
         self.weights_hash = engine.model.weights_hash
@@ -99,7 +100,7 @@ class LwmVectorEnv(SlotAccess, VectorEnv[Any, Any, Any], EzPickle):
             options = inputs.check_options(options)
             given = options.get("reset_mask")
             mask = np.ones(self.num_envs, bool) if given is None else inputs.check_mask(given, self.num_envs)
-            prompts = inputs.check_prompts(options, self.world_spec, self.num_envs)
+            prompts = inputs.check_prompts(options, self.world_spec, self.num_envs, self._seats)
             if not (mask | engine.ready).all():
                 missing = np.flatnonzero(~mask & ~engine.ready).tolist()
                 raise WrongOrder(f"reset_mask leaves out envs {missing}, which were never reset. Reset all envs first.")
@@ -125,14 +126,14 @@ class LwmVectorEnv(SlotAccess, VectorEnv[Any, Any, Any], EzPickle):
         with engine.lock:
             if not engine.ready.all():
                 raise WrongOrder("step() came before reset(). Begin with: observations, infos = envs.reset(seed=0)")
-            checked = inputs.check_actions(actions, self.world_spec, (self.num_envs,), "actions")[:, None]
+            checked = inputs.check_actions(actions, self.world_spec, (self.num_envs,), "actions")
             renewed = engine.ended.copy()
             if self.autoreset_mode == AutoresetMode.DISABLED and renewed.any():
                 raise WrongOrder(
                     f"envs {np.flatnonzero(renewed).tolist()} have ended and autoreset is disabled. Reset them with "
                     f'reset(options={{"reset_mask": terminations | truncations}}).'
                 )
-            transition = engine.step(checked, ~renewed)
+            transition = engine.step(self._seats.join(checked, engine.frames), ~renewed)
             rewards, terminations, infos = facts.read_transition(transition)
             truncations = infos["error"] | self._out_of_time(engine.steps) & ~renewed
             engine.ended = terminations | truncations

@@ -93,7 +93,7 @@ class EngineProcess:
         for world_id, hosted in self.worlds.items():
             engine, spec = hosted.engine, hosted.engine.model.spec
             blank = torch.zeros(1, 1, *spec.frame_size, 3, dtype=torch.uint8)
-            engine.reset(np.ones(1, bool), [0], inputs.check_prompts({"frames": blank}, spec, 1, joint=True))
+            engine.reset(np.ones(1, bool), [0], inputs.check_prompts({"frames": blank}, spec, 1))
             seconds = []
             for _ in range(WARM_UP_STEPS):
                 begin = time.perf_counter()
@@ -187,7 +187,7 @@ class EngineProcess:
         if picture is not None:
             frames = np.zeros((engine.num_envs, 1, *engine.model.spec.frame_size, 3), np.uint8)
             frames[slot, 0] = picture.reshape(frames.shape[2:])
-            prompts = inputs.check_prompts({"frames": frames}, engine.model.spec, engine.num_envs, joint=True)
+            prompts = inputs.check_prompts({"frames": frames}, engine.model.spec, engine.num_envs)
         engine.reset(mask, [seed if number == slot else None for number in range(engine.num_envs)], prompts)
 
     def _close(self, payload: bytes, world: str, slot: int) -> None:

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from tqdm import tqdm
 
 from lwm_env.errors import InvalidInput
+from lwm_env.scripts import load_script
 from lwm_env.spec import DiscreteActions, WorldSpec
 from lwm_training.episode import Compressor, Episode, Layout, Recorder
 from lwm_training.episode_writer import EpisodeWriter
@@ -198,7 +199,8 @@ def _facts(plan: CollectPlan, source: Source) -> dict[str, Any]:
 
 
 def _players(plan: CollectPlan, source: Source, session: int) -> Players:
-    actions = plan.source.actions if isinstance(plan.source, WorldSpec) else None
+    spec = plan.source if isinstance(plan.source, WorldSpec) else None
+    actions = spec.actions if spec else None
     weights = actions.sticky_weights if isinstance(actions, DiscreteActions) else ()
     return Players(
         action_space=source.action_space,
@@ -206,6 +208,7 @@ def _players(plan: CollectPlan, source: Source, session: int) -> Players:
         num_players=len(source.players),
         seed=(plan.seed, session),
         weights=weights,
+        script=load_script(spec) if spec and spec.script else None,
     )
 
 

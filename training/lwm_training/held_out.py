@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwm_env.errors import ConfigMismatch, InvalidInput
+from lwm_env.scripts import load_script
 from lwm_env.spec import DiscreteActions, WorldSpec
 from lwm_training.clips import Clips
 from lwm_training.policies import Players, Policy, parse_policy
@@ -185,6 +186,7 @@ def _policy(source: Source, spec: WorldSpec, wanted: Wanted) -> Policy:
         num_players=len(spec.players),
         seed=wanted.seed,
         weights=spec.actions.sticky_weights if isinstance(spec.actions, DiscreteActions) else (),
+        script=load_script(spec) if spec.script else None,
     )
     return parse_policy(wanted.policy, players)
 

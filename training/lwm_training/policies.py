@@ -1,4 +1,5 @@
-"""Who plays while data is recorded: random, sticky, an SB3 checkpoint, or a mixture; named by a short text."""
+"""Who plays while data is recorded: random, sticky, the world's script, an SB3 checkpoint, or a mixture; named by a
+short text."""
 
 import json
 import re
@@ -12,8 +13,13 @@ import numpy as np
 from gymnasium import spaces
 
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, missing_extra
+from lwm_env.scripts import Script
 
-_FORMS = '"random", "sticky:0.15", "sticky:0.15:1,2,4", "sb3:path.zip", "sb3:dqn:path.zip", "mix:0.7*sticky+0.3*random"'
+_FORMS = (
+    '"random", "sticky:0.15", "sticky:0.15:1,2,4", "script:0.15", "sb3:path.zip", "sb3:dqn:path.zip", '
+    '"mix:0.7*sticky+0.3*random"'
+)
+_SKILLS = (0.0, 0.5, 0.8, 0.95, 1.0)  # share of the time that a scripted player follows its script
 _STEP = 0.1  # of a sticky continuous action's walk, as a share of its range
 _SB3_MODULES = {"dqn": "DQN", "sac": "SAC", "td3": "TD3"}  # where SB3's policy class lives -> algorithm; else PPO
 
@@ -35,6 +41,7 @@ class Players:
     num_players: int = 1
     seed: int | Sequence[int] = 0
     weights: Sequence[float] = ()  # how often a sticky player picks each discrete action; empty: uniform
+    script: Script | None = None  # of the world, if it has one
 
 
 def parse_policy(text: str, players: Players) -> Policy:
@@ -43,8 +50,9 @@ def parse_policy(text: str, players: Players) -> Policy:
     Args:
         text: `random`; `sticky[:PROBABILITY[:WEIGHTS]]`, which holds an action and draws another with that probability
             a step (0.15), by those weights (a continuous action takes a small random step instead, and jumps with
-            that probability); `sb3:[ALGORITHM:]PATH`, an SB3 checkpoint, to be trusted since loading it runs its
-            pickles; `mix:SHARE*POLICY+SHARE*POLICY`, one of them for each episode.
+            that probability); `script[:PROBABILITY]`, which draws whether to hold a random action or to follow the
+            world's script, with a share for each player and episode; `sb3:[ALGORITHM:]PATH`, an SB3 checkpoint, to be
+            trusted since loading it runs its pickles; `mix:SHARE*POLICY+SHARE*POLICY`, one of them for each episode.
 
     Raises:
         InvalidInput: no such text, a probability or weights out of range.
@@ -58,6 +66,8 @@ def parse_policy(text: str, players: Players) -> Policy:
         probability, _, weights = rest.partition(":")
         drawn = [_number(weight, text) for weight in weights.split(",")] if weights else players.weights
         return Sticky(replace(players, weights=drawn), _number(probability or "0.15", text))
+    if kind == "script":
+        return Scripted(players, _number(rest or "0.15", text))
     if kind == "sb3" and rest:
         algorithm, colon, path = rest.partition(":")
         known = bool(colon) and algorithm.lower() in ("ppo", "a2c", "dqn", "sac", "td3", "ddpg")
@@ -108,6 +118,30 @@ class Sticky:
         if space.shape:
             return self._random.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
         return self._random.choice(int(space.n), size=shape, p=self._weights).astype(np.int64)
+
+
+class Scripted:
+    """Now follows the world's script, now holds an action; how much of either is drawn for each player and episode, so
+    that good play meets bad."""
+
+    def __init__(self, players: Players, probability: float) -> None:
+        if players.script is None:
+            raise ConfigMismatch("This game has no script: name another policy, or give the world's spec a `script`.")
+        self._script, self._probability = players.script, probability
+        self._held = Sticky(players, probability)
+        self._random = np.random.default_rng([7, *np.atleast_1d(players.seed)])
+        self._shape = (players.num_envs, players.num_players)
+        self._skill, self._following = self._draw_skill(), np.zeros(self._shape, bool)
+
+    def act(self, observations: np.ndarray, restarted: np.ndarray) -> np.ndarray:
+        self._skill = np.where(restarted[:, None], self._draw_skill(), self._skill)
+        change = self._random.random(self._shape) < self._probability
+        follows = self._random.random(self._shape) < self._skill
+        self._following = np.where(change, follows, self._following)
+        return np.where(self._following, self._script(observations), self._held.act(observations, restarted))
+
+    def _draw_skill(self) -> np.ndarray:
+        return self._random.choice(_SKILLS, self._shape)
 
 
 class Mixture:

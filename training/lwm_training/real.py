@@ -10,7 +10,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from lwm_env import worlds
-from lwm_env.errors import ConfigMismatch, InvalidInput, WrongOrder
+from lwm_env.errors import InvalidInput, WrongOrder
+from lwm_env.scripts import Seats
 from lwm_env.spec import WorldSpec
 from lwm_training.source import Source, Step
 from lwm_training.sources import open_spec_source
@@ -34,17 +35,17 @@ def make_real_vec(
         num_threads: threads of the game's library.
 
     Raises:
-        UnknownWorld, MissingExtra, ConfigMismatch: as `open_source`; also for a world of several players.
+        UnknownWorld, MissingExtra, ConfigMismatch: as `open_source`; also for a world of several players without a
+            script. With one, the env is the first player's.
     """
     spec = world if isinstance(world, WorldSpec) else worlds.read_spec(worlds.find(world))
-    if len(spec.players) > 1:
-        raise ConfigMismatch(f"{spec.id} has players {spec.players}; a vector env has one. Use open_spec_source.")
+    seats = Seats(spec)
     try:
         mode = AutoresetMode(autoreset_mode)
     except ValueError as error:
         modes = ", ".join(mode.value for mode in AutoresetMode)
         raise InvalidInput(f"No autoreset mode {autoreset_mode!r}; the modes are {modes}.") from error
-    return RealVectorEnv(spec, open_spec_source(spec, num_envs, seed, split, num_threads), mode)
+    return RealVectorEnv(spec, open_spec_source(spec, num_envs, seed, split, num_threads), mode, seats)
 
 
 class RealVectorEnv(gym.vector.VectorEnv):
@@ -54,13 +55,13 @@ class RealVectorEnv(gym.vector.VectorEnv):
     In SAME_STEP mode `final_obs` is one dense batch. `reset(options={"reset_mask": mask})` restarts some copies.
     """
 
-    def __init__(self, spec: WorldSpec, source: Source, mode: AutoresetMode) -> None:
+    def __init__(self, spec: WorldSpec, source: Source, mode: AutoresetMode, seats: Seats) -> None:
         self.world_spec, self.num_envs, self.autoreset_mode, self.render_mode = spec, source.num_envs, mode, "rgb_array"
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": spec.render_fps, "autoreset_mode": mode}
         self.single_observation_space, self.single_action_space = spec.observation_space(), spec.action_space()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._source = source
+        self._source, self._seats = source, seats
         self._over: np.ndarray | None = None  # bool (N,): ended and not restarted
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._shown = np.zeros(self.observation_space.shape, np.uint8)
@@ -85,7 +86,10 @@ class RealVectorEnv(gym.vector.VectorEnv):
             ended = np.flatnonzero(self._over).tolist()
             raise WrongOrder(f'Copies {ended} have ended; call reset(options={{"reset_mask": mask}}) for them first.')
         actions = np.asarray(actions)
-        step = self._source.step(actions[:, None] if actions.ndim else actions)
+        if actions.shape == self.action_space.shape:  # else the source says what is wrong
+            others = self._seats.others(self._shown)
+            actions = np.concatenate([actions[:, None], others], 1) if others.size else actions[:, None]
+        step = self._source.step(actions)
         self._elapsed = np.where(self._over, 0, self._elapsed + 1)
         self._over = step.terminations | step.truncations
         observations, final = step.observations, {}

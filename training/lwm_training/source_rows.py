@@ -126,12 +126,18 @@ class ParallelRow:
 
     The frame is the first player's image if all players see the same one, else the rendered picture where there is
     one. The episode ends when no player is left; the action of one who is out is ignored and earns 0. Players of
-    unequal action counts all have the largest, folded into their own by the remainder.
+    unequal action counts all have the largest, folded into their own by the remainder. The option `frame_skip` holds
+    the actions for so many of the game's steps and sums their rewards.
     """
 
     def __init__(self, env_id: str, options: dict[str, Any], config: SourceConfig) -> None:
         """Raises UnknownWorld, MissingExtra, ConfigMismatch (options, spaces of different kinds, no picture)."""
-        self._env = _parallel(env_id, options)
+        self._skip = options.get("frame_skip", 1)
+        if not isinstance(self._skip, int) or self._skip < 1:
+            raise ConfigMismatch(f"frame_skip must be an integer of at least 1, got {self._skip!r}.")
+        self._env = _parallel(env_id, {name: value for name, value in options.items() if name != "frame_skip"})
+        if env_id.startswith("atari/"):
+            self._env = self._env.unwrapped  # its wrappers check what `Source` has checked, for half of the time
         self.players = tuple(self._env.possible_agents)
         self._codecs = [ActionCodec(self._env.action_space(player)) for player in self.players]
         self.codec = _JointCodec(self._codecs, env_id)
@@ -156,14 +162,17 @@ class ParallelRow:
         return self._frame(observations)
 
     def step(self, actions: np.ndarray) -> Outcome:
-        env = self._env
-        choices = zip(self.players, range(len(self.players)), strict=True)
-        given = {player: self._own(index, actions[index]) for player, index in choices if player in env.agents}
-        observations, rewards, terminations, truncations, _ = env.step(given)
-        earned = np.array([rewards.get(player, 0.0) for player in self.players], np.float32)
-        over = not env.agents or all(terminations.get(p, True) or truncations.get(p, True) for p in env.agents)
-        terminated = over and any(terminations.values())
-        return self._frame(observations), earned, terminated, over and not terminated
+        env, earned, ended = self._env, np.zeros(len(self.players), np.float32), False
+        given = {player: self._own(*choice) for player, choice in zip(self.players, enumerate(actions), strict=True)}
+        for _ in range(self._skip):
+            going = {player: given[player] for player in env.agents}
+            observations, rewards, terminations, truncations, _ = env.step(going)
+            earned += [rewards.get(player, 0.0) for player in self.players]
+            ended = any(terminations.values())
+            over = not env.agents or all(terminations.get(p, True) or truncations.get(p, True) for p in env.agents)
+            if over:
+                break
+        return self._frame(observations), earned, over and ended, over and not ended
 
     def close(self) -> None:
         self._env.close()

@@ -13,6 +13,7 @@ import torch
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.registration import sight
+from lwm_env.scripts import load_script
 from lwm_env.spec import WorldSpec
 from lwm_env.tokenizer import to_pixels
 from lwm_training.clips import Clips
@@ -37,6 +38,7 @@ class Shard:
             num_players=len(spec.players),
             seed=seed,
             weights=getattr(spec.actions, "sticky_weights", ()),
+            script=load_script(spec) if spec.script else None,
         )
         policy = parse_policy(data.policy, players)
         frames, restarted = source.reset(), np.zeros(data.num_envs, bool)

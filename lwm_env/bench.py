@@ -5,8 +5,11 @@ batches until the numbers are, while the pictures stay on the device.
 """
 
 import json
+import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ def bench(
     if out is not None and (out.suffix != ".json" or not out.parent.is_dir()):
         raise InvalidInput(f"--out {out} must be a .json in a folder that exists.")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = str(random_world(size, frame_size, Path(temporary) / "world") if size else worlds.find(world))
+        folder = str(_in_a_child(random_world, size, frame_size, Path(temporary) / "w") if size else worlds.find(world))
         report = describe(folder)
         report["runs"] = [
             measure(folder, device, backend, sizes, seconds) for device in devices for backend in backends
@@ -68,6 +71,12 @@ def _parse_batches(text: str) -> list[int]:
             f"--batches {text!r:.60} was given; it is a list of integers of at least 1, such as 1,16,64."
         )
     return sorted({int(part) for part in parts})
+
+
+def _in_a_child(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a call in another process, whose memory is not counted here."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def random_world(size: str, frame_size: str | None, folder: Path) -> Path:

@@ -24,11 +24,11 @@ class CameraConfig:
     whole_dim: int = 16
     hidden_dim: int = 192
     carry_dim: int = 128  # numbers kept from step to step: speeds, fractions of a pixel
-    max_motion: float = 12.0  # pixels a step
+    max_motion: float = 12.0  # pixels a step; 0: a camera that stands still, which needs no network
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if value < 0 or (value == 0 and name != "max_motion"):
                 raise ValueError(f"CameraConfig.{name} must be positive, got {value}")
 
 
@@ -38,6 +38,8 @@ class Camera(nn.Module):
     def __init__(self, config: CameraConfig, frame_size: tuple[int, int], action_dim: int) -> None:
         super().__init__()
         self.config, self.frame_size = config, frame_size
+        if not config.max_motion:
+            return
         self.pool = tuple(max(1, side // 2 // GLANCE) for side in frame_size)
         cells = [side // 2 // pool // 4 for side, pool in zip(frame_size, self.pool, strict=True)]
         hidden, carry = config.hidden_dim, config.carry_dim
@@ -56,6 +58,8 @@ class Camera(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The last picture (B, 3, H, W), embedded action (B, A), the motion before and its correction (B, 2 + 2), the
         fraction of a pixel left over (B, 2), and what was carried (B, carry_dim) -> motion (B, 2), what to carry on."""
+        if not self.config.max_motion:
+            return torch.zeros_like(offset), carry
         top, left = (side // 4 for side in self.frame_size)
         middle = picture[:, :, top : top + 2 * top, left : left + 2 * left]
         whole = F.avg_pool2d(picture, tuple(2 * pool for pool in self.pool))

@@ -28,6 +28,7 @@ EXTRA_MODULES = {
     "play": ("pygame",),
     "hub": ("huggingface_hub",),
     "ray": ("ray",),
+    "atari": ("ale_py", "multi_agent_ale_py", "pygame"),
 }
 
 log = logging.getLogger("lwm")

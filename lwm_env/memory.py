@@ -24,7 +24,9 @@ def move_whole(canvas: Tensor, pixels: Tensor) -> Tensor:
     batch, planes, height, width = canvas.shape
     rows, rows_in = indices(height, pixels[:, 0].long())
     columns, columns_in = indices(width, pixels[:, 1].long())
-    canvas = canvas.gather(2, rows[:, None, :, None].expand(batch, planes, height, width))
+    first = torch.arange(batch * planes, device=canvas.device).view(batch, planes, 1) * height
+    lines = (first + rows[:, None]).flatten()  # whole rows at once: half of the time of a gather
+    canvas = canvas.reshape(-1, width).index_select(0, lines).view(batch, planes, height, width)
     canvas = canvas.gather(3, columns[:, None, None, :].expand(batch, planes, height, width))
     return canvas * (rows_in[:, None, :, None] & columns_in[:, None, None, :])
 
@@ -84,6 +86,8 @@ class Canvas:
     def write(self, canvas: Tensor, picture: Tensor, gate: Tensor) -> Tensor:
         """The canvas with the picture (B, 3, H, W) now in view painted over its middle as far as the gate (B, 1, H, W)
         lets it through."""
-        margin = self.margin
-        painted = F.pad(torch.cat([picture, torch.ones_like(gate)], 1), [margin] * 4)
-        return canvas + F.pad(gate, [margin] * 4) * (painted - canvas)
+        rows, columns = (slice(self.margin, self.margin + side) for side in self.frame_size)
+        middle, painted = canvas[:, :, rows, columns], torch.cat([picture, torch.ones_like(gate)], 1)
+        written = canvas.clone()
+        written[:, :, rows, columns] = middle + gate * (painted - middle)
+        return written

@@ -177,10 +177,16 @@ class WorldModel(nn.Module):
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(features))
         return Anticipation(features, estimate, motion, travel, carry, memory, move_whole(canvas, whole), offset)
 
+    def sight(self, before: Tensor, after: Tensor) -> Sighting:
+        """How the camera went between two real pictures (B, 3, H, W): by registration, unless it stands still."""
+        if self.config.camera.max_motion:
+            return sight(before, after)
+        return Sighting(before.new_zeros(len(before), 2), torch.ones_like(before[:, 0, 0, 0], dtype=torch.bool))
+
     @torch.no_grad()
     def observe(self, belief: Belief, action: Tensor, picture: Tensor, sighting: Sighting | None = None) -> Belief:
         """Go on from a real frame instead of a drawn one; `sighting` is found by registration if it is not given."""
-        sighting = sighting or sight(belief.frames[:, -1], picture)
+        sighting = sighting or self.sight(belief.frames[:, -1], picture)
         ahead = self.anticipate(belief, action, sighting)
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
         return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, ahead.memory)
@@ -286,7 +292,7 @@ class WorldModel(nn.Module):
             }
         weights = worlds.read_tensors(folder / WEIGHTS, expected)
         model = cls(config, manifest.spec)
-        model.load_state_dict({name: torch.from_numpy(array).float() for name, array in weights.items()})
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})  # to float32
         model.prompts = _read_prompts(folder, manifest) if PROMPTS in manifest.files else None
         model.weights_hash = manifest.files[WEIGHTS].sha256
         return model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)

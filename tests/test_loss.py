@@ -1,5 +1,7 @@
 """Losses against arithmetic done by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,8 @@ from lwm_training.loss import (
     at,
     camera_errors,
     camera_unroll,
+    changes,
+    emphasis,
     mean_valid,
     motion_distance,
     picture_error,
@@ -96,6 +100,48 @@ def test_rewards_become_indices_of_the_nearest_reward_value(model):
     assert batch.pixels.min() >= -1 and batch.pixels.max() <= 1
 
 
+def test_what_changed_is_a_pixel_wider_than_it_is():
+    before, after = torch.zeros(1, 3, 5, 6), torch.zeros(1, 3, 5, 6)
+    after[0, 1, 1, 4] = 0.2
+    after[0, :, 4, 0] = 0.05  # too little
+
+    rows, columns = changes(before, after)[0, 0].nonzero(as_tuple=True)
+
+    assert sorted(zip(rows.tolist(), columns.tolist(), strict=True)) == [(r, c) for r in range(3) for c in (3, 4, 5)]
+
+
+def test_the_share_of_the_loss_that_was_asked_for_lies_on_what_changed():
+    mask = torch.zeros(3, 1, 10, 10)
+    mask[0, 0, 2, :4] = 1
+    mask[1] = 1
+
+    weights = emphasis(mask, 0.75)
+
+    assert weights.mean((1, 2, 3)).tolist() == pytest.approx([1, 1, 1])
+    assert weights[0, 0, 2, 0].item() == pytest.approx(0.25 + 0.75 * 100 / 4)
+    assert weights[0, 0, 0, 0].item() == pytest.approx(0.25)
+    assert torch.equal(weights[1:], torch.ones(2, 1, 10, 10))
+    picture = torch.zeros(1, 3, 10, 10)
+    wrong = picture.clone()
+    wrong[..., 2, 0] = 1.0
+    assert picture_error(wrong, picture, 0.0, weights[:1]).item() == pytest.approx((0.25 + 0.75 * 25) / 100)
+
+
+def test_an_unroll_counts_what_changed_more(model):
+    batch = as_batch(clips(), model)
+    pixels = batch.pixels[:, :1].repeat(1, batch.pixels.shape[1], 1, 1, 1)
+    pixels[:, 1::2, :, 4:6, 4:6] *= -1  # a small thing that blinks
+    batch = replace(batch, pixels=pixels)
+
+    def errors(share):
+        return unroll_errors(model, batch, 2, LossWeights(changed=share), torch.Generator().manual_seed(0))
+
+    plain, emphasised = errors(0.0), errors(0.5)
+
+    assert emphasised["moved"] > 1.5 * plain["moved"] and emphasised["codec"] != plain["codec"]
+    assert emphasised["reward"] == plain["reward"]
+
+
 def test_clips_without_a_valid_step_teach_no_step(model):
     batch = as_batch(clips(valid=False), model)
 
@@ -106,10 +152,10 @@ def test_clips_without_a_valid_step_teach_no_step(model):
 
 def test_registration_is_as_exact_where_the_model_computes_in_bfloat16(model):
     batch = as_batch(clips(), model)
-    seen = sightings(batch)
+    seen = sightings(model, batch)
 
     with torch.autocast("cpu", torch.bfloat16):
-        low = sightings(batch)
+        low = sightings(model, batch)
 
     assert torch.equal(seen.motion, low.motion) and seen.sure.all() and low.sure.all()
     assert (seen.motion - torch.tensor([0.0, -2.0])).abs().max() < 0.5
@@ -127,7 +173,7 @@ def test_a_camera_that_leads_to_the_seen_pixel_is_in_place_whatever_its_fraction
 
 def test_a_guided_unroll_follows_the_real_camera_and_the_others_do_not(model):
     batch = as_batch(clips(), model)
-    seen = sightings(batch)
+    seen = sightings(model, batch)
 
     whole, motion, offset = model.correct(torch.zeros(2, 2), torch.zeros(2, 2), at(seen, 0))
 

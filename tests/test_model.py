@@ -150,3 +150,18 @@ def test_the_memory_is_carried_from_step_to_step_and_changes_what_comes(tiny_con
 
     assert state["carry"].shape == (1, tiny_config.camera.carry_dim + 5) and state["carry"][:, -5:].abs().min() > 0
     assert not torch.allclose(*pictures)
+
+
+def test_a_camera_that_stands_still_has_no_weights_and_sees_no_motion(tiny_config):
+    model = WorldModel(tiny_config.override({"camera.max_motion": 0}), make_spec()).eval()
+    frames, actions = prompt(2)
+    pixels = to_pixels(frames)
+
+    state = model.start(frames, actions)
+    seen = model.sight(pixels[:, 0], pixels[:, 1])
+
+    assert not list(model.camera.parameters()) and not state["motion"].any() and not state["offset"].any()
+    assert seen.sure.all() and not seen.motion.any()
+    for _ in range(3):
+        state, _ = model.step(state, torch.ones(2, 1, dtype=torch.long))
+    assert not state["motion"].any() and not state["carry"].any()

@@ -97,7 +97,7 @@ def test_layers_are_kept():
 
 
 def test_a_plain_install_brings_no_extra_and_the_extras_are_those_promised():
-    promised = {"agents", "train", "data", "video", "onnx", "gpu", "web", "play", "hub", "ray", "all", "dev"}
+    promised = {"agents", "train", "data", "atari", "video", "onnx", "gpu", "web", "play", "hub", "ray", "all", "dev"}
 
     assert set(EXTRAS) == promised
     assert names(PROJECT["dependencies"]) == {

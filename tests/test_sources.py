@@ -1,6 +1,7 @@
 """Every library of games looks the same: RGB frames, joint actions, NEXT_STEP autoreset, a seed per copy."""
 
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -11,10 +12,12 @@ from gymnasium.vector import AutoresetMode
 from pettingzoo import ParallelEnv
 
 from lwm_env.errors import ConfigMismatch, InvalidInput, MissingExtra, UnknownWorld, WrongOrder
+from lwm_env.scripts import load_script
 from lwm_env.spec import DiscreteActions, RealSource, WorldSpec
 from lwm_training.action_codec import ActionCodec
 from lwm_training.frames import image_converter, resize
 from lwm_training.real import make_real_vec
+from lwm_training.recipe import load_recipe
 from lwm_training.source import SourceConfig
 from lwm_training.sources import open_source, open_spec_source, resolve
 
@@ -406,3 +409,28 @@ def test_a_frame_skip_holds_the_actions_and_sums_the_rewards_to_the_end():
     assert [step.terminations.tolist() for step in steps] == [[False], [True]]
     with pytest.raises(ConfigMismatch, match="frame_skip"):
         open_source("pettingzoo:lwmtest/relay-v0", options={"frame_skip": 0})
+
+
+def test_two_player_pong_is_the_twin_of_its_recipe():
+    pytest.importorskip("multi_agent_ale_py", reason='needs the extra: pip install "lwm-env[atari]"')
+    pytest.importorskip("ale_py", reason='needs the extra: pip install "lwm-env[atari]"')
+    spec = load_recipe(Path(__file__).parent.parent / "training/recipes/pong.toml").world
+
+    def played(num_envs):
+        source = open_spec_source(spec, num_envs, 0, "train")
+        frames, script, rewards = source.reset(), load_script(spec), []
+        for _ in range(100):
+            actions = script(frames)
+            actions[:, 1] = 1  # FIRE: the left paddle stands still
+            step = source.step(actions)
+            frames = step.observations
+            rewards.append(step.rewards)
+        source.close()
+        return frames, np.stack(rewards)
+
+    frames, rewards = played(2)
+
+    assert frames.shape == (2, 64, 64, 3) and set(np.unique(rewards)) <= {-1, 0, 1}
+    assert rewards[..., 0].sum() > 0 and (rewards.sum(-1) == 0).all()  # nobody was late with a serve
+    alone = played(1)
+    assert (alone[0] == frames[:1]).all() and (alone[1] == rewards[:, :1]).all()

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
-from lwm_env.registration import Sighting, sight
+from lwm_env.registration import Sighting
 from lwm_env.tokenizer import Tokenizer, to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
 from lwm_training.mosaic import Mosaic
 
 ASTRAY = 1.0  # pixels off the real camera from which on a dreamed picture is not compared with the real one
 LOST = 4.0  # pixels from which on its reward and end are not, and its camera is taught no more
+CHANGED = 0.1  # difference of a colour, of 2 at most, from which on a pixel has changed
+FEW = 0.002  # of the pixels: fewer changed ones are weighted as if they were so many
 CREDIT = 0.8  # of a place that is wrong goes to the motion before the last, of that to the one before, and so on
 
 
@@ -26,6 +28,7 @@ class LossWeights:
 
     codec: float = 4.0
     edges: float = 2.0  # on differences of neighbouring pixels, beside every picture loss
+    changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
     moved: float = 4.0
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
     place: float = 1.0  # distance from the place that the camera was seen at, beyond the half pixel that is rounded
@@ -73,16 +76,37 @@ def as_batch(clips, model: WorldModel) -> Batch:
     )
 
 
-def picture_error(predicted: Tensor, target: Tensor, edges: float) -> Tensor:
-    """Mean absolute error per picture, with that of horizontal and vertical differences: (B,)."""
+def changes(before: Tensor, after: Tensor) -> Tensor:
+    """Where two pictures (B, 3, H, W) differ, and one pixel around: 1 or 0, (B, 1, H, W)."""
+    mask = ((before - after).abs().amax(1, keepdim=True) > CHANGED).to(before.dtype)
+    return F.max_pool2d(mask, 3, stride=1, padding=1)
+
+
+def emphasis(mask: Tensor, share: float) -> Tensor:
+    """Weights of mean 1 for a mask (B, 1, H, W) of which `share` lies where it is 1; 1 where nothing or all is."""
+    part = mask.mean((2, 3), keepdim=True)
+    weights = 1 - share + share * mask / part.clamp(min=FEW)
+    return weights / weights.mean((2, 3), keepdim=True).clamp(min=FEW)
+
+
+def picture_error(predicted: Tensor, target: Tensor, edges: float, weights: Tensor | None = None) -> Tensor:
+    """Mean absolute error per picture, with that of horizontal and vertical differences: (B,). `weights` (B, 1, H, W)
+    of the pixels."""
     error = predicted - target
     rows, columns = error.diff(dim=-2), error.diff(dim=-1)
-    return error.abs().mean((1, 2, 3)) + edges * (rows.abs().mean((1, 2, 3)) + columns.abs().mean((1, 2, 3))) / 2
+    parts = [error, rows, columns]
+    if weights is not None:
+        parts = [error * weights, rows * weights[..., 1:, :], columns * weights[..., 1:]]
+    whole, across, along = (part.abs().mean((1, 2, 3)) for part in parts)
+    return whole + edges * (across + along) / 2
 
 
-def codec_error(tokenizer: Tokenizer, pixels: Tensor, edges: float) -> Tensor:
-    """Reconstruction error of pictures (B, 3, H, W) through the tokens alone: (B,)."""
-    return picture_error(tokenizer.decode(tokenizer.quantize(tokenizer.encode(pixels))), pixels, edges)
+def codec_error(tokenizer: Tokenizer, pixels: Tensor, others: Tensor, weights: LossWeights) -> Tensor:
+    """Reconstruction error of pictures (B, 3, H, W) through the tokens alone: (B,). `others` are pictures a step away,
+    from which they differ where it matters most."""
+    drawn = tokenizer.decode(tokenizer.quantize(tokenizer.encode(pixels)))
+    emphasised = emphasis(changes(pixels, others), weights.changed) if weights.changed else None
+    return picture_error(drawn, pixels, weights.edges, emphasised)
 
 
 def total_error(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:
@@ -96,12 +120,12 @@ def mean_valid(values: Tensor, valid: Tensor) -> Tensor:
     return (per_row * valid).sum() / valid.sum().clamp(min=1)
 
 
-def sightings(batch: Batch) -> Sighting:
-    """The real camera's motion of every step, by registration: motion (B, T, 2), sure (B, T)."""
+def sightings(model: WorldModel, batch: Batch) -> Sighting:
+    """The real camera's motion of every step: motion (B, T, 2), sure (B, T)."""
     if batch.sightings is not None:
         return Sighting(batch.sightings[..., :2], batch.sightings[..., 2] > 0)
     before, after = (batch.pixels[:, part].flatten(0, 1) for part in (slice(None, -1), slice(1, None)))
-    return Sighting(*(part.unflatten(0, batch.valid.shape) for part in sight(before, after)))
+    return Sighting(*(part.unflatten(0, batch.valid.shape) for part in model.sight(before, after)))
 
 
 def at(seen: Sighting, t: int) -> Sighting:
@@ -140,7 +164,7 @@ def camera_unroll(model: WorldModel, batch: Batch, context: int, dreamed: bool =
     """Errors of the camera alone, with gradients through all that is carried: corrected by what is seen in `context`
     real frames, then left to itself. From there on it sees the real world from where it has gone astray to, or what is
     `dreamed` of it, which costs ten times as much."""
-    seen, belief = sightings(batch), model.believe(batch.pixels[:, 0])
+    seen, belief = sightings(model, batch), model.believe(batch.pixels[:, 0])
     offset, motion, carry = belief.offset, belief.motion, belief.carry
     steps, astray, followed = batch.actions.shape[1], torch.zeros_like(offset), batch.valid[:, 0].bool()
     valid = torch.cat([torch.ones_like(batch.valid[:, :1]), batch.valid], 1).bool()
@@ -198,10 +222,15 @@ def step_errors(
     tokens = F.cross_entropy(proposal.logits.transpose(1, 2), tokenizer.indices(true_latent), reduction="none")
     rewards = F.cross_entropy(reward_logits.flatten(0, 1), batch.rewards[:, t].flatten(), reduction="none")
     ends = F.binary_cross_entropy_with_logits(end_logit, batch.ends[:, t], reduction="none")
+    emphasised = None
+    if weights.changed:
+        mask = changes(batch.pixels[:, t], target)
+        emphasised = emphasis(mask, weights.changed)
+        tokens = tokens * emphasis(F.max_pool2d(mask, tokenizer.config.patch), weights.changed)
     losses = {
-        "moved": mean_valid(picture_error(proposal.moved, target, weights.edges), seen_alike),
+        "moved": mean_valid(picture_error(proposal.moved, target, weights.edges, emphasised), seen_alike),
         "tokens": mean_valid(tokens, seen_alike),
-        "drawn": mean_valid(picture_error(drawn, target, weights.edges), seen_alike),
+        "drawn": mean_valid(picture_error(drawn, target, weights.edges, emphasised), seen_alike),
         "reward": mean_valid(rewards.view(len(alike), -1), alike),
         "end": mean_valid(ends, alike),
     }
@@ -215,7 +244,7 @@ def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWe
     clips are guided by the real camera; the others go their own way, and their pictures count until they go astray.
     """
     device, steps = batch.pixels.device, range(context - 1, batch.actions.shape[1])
-    seen = sightings(batch)
+    seen = sightings(model, batch)
     belief = context_belief(model, batch, seen, context)
 
     def chosen_with(share: float) -> Tensor:
@@ -236,6 +265,6 @@ def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWe
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value / len(steps)
         belief = model.commit(belief, proposal, drawn.clamp(-1, 1))
-    some = batch.pixels[: -(-len(batch.pixels) // 4), 0]  # a quarter of the clips
-    totals["codec"] = codec_error(model.tokenizer, some, weights.edges).mean()
+    some = batch.pixels[: -(-len(batch.pixels) // 4)]  # a quarter of the clips
+    totals["codec"] = codec_error(model.tokenizer, some[:, 0], some[:, 1], weights).mean()
     return totals

@@ -24,7 +24,8 @@ class Objective(nn.Module):
     def forward(self, clips, context: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = as_batch(clips, self.model)
         if self.stage.trains == "tokenizer":
-            return {"codec": codec_error(self.model.tokenizer, batch.pixels.flatten(0, 1), self.weights.edges).mean()}
+            pixels, others = (x.flatten(0, 1) for x in (batch.pixels, batch.pixels.roll(1, dims=1)))
+            return {"codec": codec_error(self.model.tokenizer, pixels, others, self.weights).mean()}
         if self.stage.trains == "camera":
             return camera_unroll(self.model, batch, context, self.stage.dreamed)
         return unroll_errors(self.model, batch, context, self.weights, generator)

@@ -10,7 +10,6 @@ Shapes: B worlds, motion (B, 2) in pixels, down and right, of the picture's cont
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 

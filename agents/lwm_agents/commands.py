@@ -4,6 +4,7 @@ The real game comes from a function that is named, not imported: `lwm_agents` an
 other, and another maker of real envs is one option away.
 """
 
+import importlib.util
 import json
 import pkgutil
 from collections.abc import Callable
@@ -34,6 +35,9 @@ def agent() -> None:
 @click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
 @click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
+)
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the run's last checkpoint.")
 @click.option("--refresh", "num_rounds", type=click.IntRange(0), default=0, show_default=True, help="See above.")
 @click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="To renew the world by.")
@@ -50,6 +54,7 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 
     folder, rounds = out or _default_folder(world), options.pop("num_rounds")
     renewing = {name: options.pop(name) for name in ("recipe", "num_frames", "overrides")}
+    options["backend"] = _backend(options["backend"], device)
     config = ImaginationConfig(**options)
     if not rounds:
         model = train_in_dream(world, folder, config, device, resume)
@@ -124,6 +129,9 @@ def evaluate(world: str, path: Path | None, where: str, planner: bool, as_json: 
 @click.option("--real", default=REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
+    "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
+)
+@click.option(
     "--into", type=click.Path(path_type=Path, dir_okay=False), help="A file to get the table between its marks."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -137,6 +145,7 @@ def report(
     from lwm_agents.imagination import ImaginationConfig
 
     measuring = {name: options.pop(name) for name in ("num_seeds", "num_episodes", "split", "deterministic")}
+    options["backend"] = _backend(options["backend"], device)
     config = TransferConfig(training=ImaginationConfig(**options), **measuring)
     folder = out or Path("runs") / f"agent-report-{Path(world).name}"
     run = TransferRun(world, _resolve(real), folder, config, device)
@@ -147,6 +156,16 @@ def report(
     click.echo(
         found.to_json().strip() if as_json else f"{transfer_report.as_table(found)}\n{folder / transfer_report.RECORD}"
     )
+
+
+def _backend(name: str, device: str) -> str:
+    """What is faster: on a CPU ONNX Runtime, where it and the exporter are installed."""
+    if name != "auto":
+        return name
+    from lwm_agents.agent import choose_device
+
+    there = all(importlib.util.find_spec(module) for module in ("onnx", "onnxscript", "onnxruntime"))
+    return "onnx" if there and choose_device(device) == "cpu" else "torch"
 
 
 def _default_folder(world: str) -> Path:

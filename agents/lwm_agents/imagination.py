@@ -30,6 +30,7 @@ class ImaginationConfig:
     horizon: int | None = None  # steps until a dream is cut (its rest is the critic's guess); None: the world's limit
     surprise_penalty: float = 0.0  # reward lost per nat of the model's uncertainty, against exploiting its errors
     save_every: int = 20_000  # steps
+    backend: str = "torch"  # of the dream: "torch" or "onnx"
 
 
 class Honest(VecEnvWrapper):
@@ -97,7 +98,7 @@ def train_in_dream(
     Raises:
         ConfigMismatch: the folder holds an agent of another world or configuration. And what `load_agent` raises.
     """
-    envs = SB3VecEnv(world, config.num_envs, device=device, max_episode_steps=config.horizon)
+    envs = SB3VecEnv(world, config.num_envs, device=device, max_episode_steps=config.horizon, backend=config.backend)
     inside = envs.envs.unwrapped
     facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, "config": asdict(config)}
     honest = Honest(envs, inside.world_spec, config.surprise_penalty)

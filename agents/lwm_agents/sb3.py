@@ -35,7 +35,7 @@ class SB3VecEnv(VecEnv):
         world: id of a registered world, path of a world's folder, or a vector env that resets in the same step, such as
             the real game's `make_real_vec(..., autoreset_mode="SameStep")`, which is then closed with this.
         num_envs: N; left out for a vector env.
-        options: of `gym.make_vec`: `device`, `temperature`, `max_episode_steps`, `render_mode`.
+        options: of `gym.make_vec`: `device`, `backend`, `temperature`, `max_episode_steps`, `render_mode`.
 
     Raises:
         InvalidInput: a vector env of another autoreset mode or with tensors, or arguments beside it.

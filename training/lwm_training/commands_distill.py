@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lwm_training.commands_render import rendering_options
+
 if TYPE_CHECKING:
     from lwm_training.recipe import Recipe
 
@@ -22,14 +24,23 @@ if TYPE_CHECKING:
 @click.option("--control", is_flag=True, help="Train the same student without the teacher, to compare with.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@rendering_options
 def distill(teacher: str, student_preset: str, **options: Any) -> None:
     """Distil TEACHER, a world by id or folder, into a student of the size STUDENT_PRESET (see `lwm presets`).
 
     The student learns from real play and from what the teacher predicts: on real frames, and on those that the student
     itself has dreamed. The run may be stopped and started again, as that of `lwm train`; docs/distill.md tells more.
-    """
-    from lwm_training.distill_recipe import distill_recipe, without_teacher
 
+    A teacher that renders clips (clips:FOLDER, gamecraft:CHECKOUT and so on, see `lwm data render`) is recorded into
+    OUT/clips first, and needs a --recipe; the options of rendering are for it alone.
+    """
+    from lwm_training.distill_recipe import distill_recipe, rendered_recipe, without_teacher
+    from lwm_training.teachers.opening import renders
+
+    if renders(teacher):
+        recipe = rendered_recipe(student_preset, options["recipe"], options["overrides"])
+        _train_on_clips(recipe, teacher, options["out"] or Path("runs") / f"distill-{recipe.world.id}", options)
+        return
     recipe = distill_recipe(teacher, student_preset, options["recipe"], options["overrides"])
     if options["control"]:
         recipe = without_teacher(recipe)
@@ -39,6 +50,29 @@ def distill(teacher: str, student_preset: str, **options: Any) -> None:
     kind = "control" if options["control"] else "distill"
     out = options["out"] or Path("runs") / f"{kind}-{recipe.world.id}-{student_preset}"
     _train(recipe, teacher, out, options)
+
+
+def _train_on_clips(recipe: "Recipe", teacher: str, out: Path, options: dict[str, Any]) -> None:
+    from lwm_training.commands_render import render_teacher
+    from lwm_training.distill_recipe import on_clips
+    from lwm_training.train import train_world
+
+    if options["control"]:
+        raise click.UsageError("A student of rendered clips has no other data, so that there is no --control.")
+    recipe = on_clips(recipe, out / "clips")
+    if options["dry_run"]:
+        click.echo(json.dumps(json.loads(recipe.to_json()), indent=2))
+        return
+    if os.environ.get("RANK", "0") != "0":
+        raise click.UsageError(
+            "Render with one process first (lwm data render), then `torchrun ... train` on the clips."
+        )
+    rendered = render_teacher(teacher, recipe.world, out / "clips", options)
+    world = train_world(recipe, out, options["device"], options["resume"])
+    if options["as_json"]:
+        click.echo(json.dumps({"world": str(world), "clips": rendered}))
+    else:
+        click.echo(f"{world}\nlearned from {rendered['episodes']} episodes that {teacher} rendered")
 
 
 def _train(recipe: "Recipe", teacher: str, out: Path, options: dict[str, Any]) -> None:

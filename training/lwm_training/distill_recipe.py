@@ -8,7 +8,7 @@ from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch
 from lwm_env.presets import PARTS, PRESETS
 from lwm_env.worlds import Manifest
-from lwm_training.recipe import Recipe, Stage, check_document, read_document
+from lwm_training.recipe import Data, Recipe, Stage, check_document, read_document
 from lwm_training.stages import is_of_teacher
 
 # First what the real frames lead to, then, more and more, where the student's own dreams lead.
@@ -49,6 +49,24 @@ def distill_recipe(teacher: str, preset: str, path: Path | None, overrides: Sequ
         document["distill"]["teacher"] = teacher
     recipe = check_document(document, where, overrides)
     return recipe if path is not None or recipe.distill.take else _taking(recipe, manifest)
+
+
+def rendered_recipe(preset: str, path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a student that learns from rendered clips; raises as `distill_recipe`."""
+    if path is None:
+        raise ConfigMismatch(
+            "A teacher that renders clips does not tell its world: the actions, rewards and frame size of the student. "
+            "Name a recipe that does: lwm distill TEACHER PRESET --recipe RECIPE"
+        )
+    document = read_document(path)
+    if isinstance(document.setdefault("model", {}), dict):
+        document["model"]["preset"] = preset
+    return check_document(document, str(path), overrides)
+
+
+def on_clips(recipe: Recipe, folder: Path) -> Recipe:
+    """The same learned from the recordings in a folder."""
+    return recipe.model_copy(update={"data": Data(kind="store", path=str(folder))})
 
 
 def without_teacher(recipe: Recipe) -> Recipe:

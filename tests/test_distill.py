@@ -370,15 +370,36 @@ def test_the_command_distils_and_tells_the_compression(teacher, changes, tmp_pat
     assert told["teacher_parameters"] == sum(p.numel() for p in WorldModel.load(teacher).parameters())
 
 
-def test_a_recipe_of_ones_own_gets_the_teacher_and_the_size(teacher, changes, recipe, tmp_path):
+def own_recipe(tmp_path: Path) -> Path:
+    """A recipe of the same game under another name."""
     path = tmp_path / "own.toml"
     path.write_text(
         '[world]\nid = "LWM-Own-v0"\ndescription = "d"\nframe_size = [16, 16]\nreward_values = [0.0, 10.0]\n'
         'real.source = "tests"\nactions = { kind = "discrete", meanings = ["NOOP", "LEFT", "RIGHT"], '
-        "source_actions = [0, 1, 2] }\n[train]\nbatch_size = 2\nstages = " + STAGES
+        'source_actions = [0, 1, 2] }\n[licences]\nweights = "MIT"\n[train]\nbatch_size = 2\nstages = ' + STAGES
+    )
+    return path
+
+
+def test_fine_tuning_begins_with_the_base_and_carries_its_licences_on(whole, changes, data, tmp_path, capsys):
+    base = whole / "world"
+    new = ["train.stages=[{name='all',trains='joint',steps=1,learning_rate=1e-3,context=2}]", "data.kind=store"]
+    overrides = [*(change for change in changes if "stages" not in change), *new, f"data.path={data}"]
+    given = [option for change in overrides for option in ("-o", change)]
+
+    code = lwm(
+        ["train", str(own_recipe(tmp_path)), "--from", str(base), "--out", str(tmp_path / "run"), "--json", *given]
     )
 
-    own = distill_recipe(str(teacher), "small", path, ["train.seed=3"])
+    provenance = worlds.read_manifest(json.loads(capsys.readouterr().out)["world"]).provenance
+    assert code == 0 and provenance["started_from"]["weights"] == WorldModel.load(base).weights_hash
+    assert provenance["started_from"]["fresh"] == [] and provenance["restricted"] == ["r-1"]
+    licences = {"pictures": "CC0", "weights": "MIT", "weights (base)": "of the teacher"}
+    assert provenance["licences"] == licences
+
+
+def test_a_recipe_of_ones_own_gets_the_teacher_and_the_size(teacher, changes, recipe, tmp_path):
+    own = distill_recipe(str(teacher), "small", own_recipe(tmp_path), ["train.seed=3"])
 
     assert (own.world.id, own.model.preset, own.distill.teacher) == ("LWM-Own-v0", "small", str(teacher))
     assert own.train.seed == 3 and own.distill.take == ()

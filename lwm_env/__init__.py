@@ -28,7 +28,11 @@ def parallel_env(world: str, **options: Any) -> "LwmParallelEnv":
 def _register_shipped_worlds() -> None:
     for manifest in sorted(Path(__file__).parent.glob("worlds/*/world.json")):
         try:
-            spec = json.loads(manifest.read_bytes())["spec"]
+            content = json.loads(manifest.read_bytes())
+            spec, restricted = content["spec"], content.get("provenance", {}).get("restricted")
+            if restricted:  # see `worlds.restrictions`
+                warnings.warn(f"{manifest} is not registered: its world learned under {restricted}.", stacklevel=2)
+                continue
             _register(spec["id"], spec["max_episode_steps"], manifest.parent.name)
         except (OSError, ValueError, LookupError, TypeError, gym.error.Error) as error:
             # One damaged world must not take the others, or `lwm doctor`, with it.

@@ -54,6 +54,7 @@ MOUNTS = {
     "collect": Mount("lwm_training.commands_data", "collect", "Record episodes of a real environment."),
     "data": Mount("lwm_training.commands_data", "data", "Look at, import and export recorded episodes."),
     "train": Mount("lwm_training.commands_train", "train", "Train a world from a recipe."),
+    "distill": Mount("lwm_training.commands_distill", "distill", "Distil a large world into a smaller one."),
     "evaluate": Mount("lwm_training.commands_evaluate", "evaluate", "Measure a world against the real game."),
 }
 

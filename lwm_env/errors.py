@@ -39,6 +39,10 @@ class TrainingDiverged(LwmError, RuntimeError):
     """The loss stayed not-finite after falling back to the last good checkpoint."""
 
 
+class TeacherFailed(LwmError, RuntimeError):
+    """A teacher's process died, hung, or answered what it should not; what it rendered before is kept."""
+
+
 def missing_extra(package: str, extra: str) -> MissingExtra:
     """The error for `package`, which comes with `pip install "lwm-env[extra]"`."""
     return MissingExtra(

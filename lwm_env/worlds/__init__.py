@@ -27,6 +27,7 @@ __all__ = [
     "read_manifest",
     "read_spec",
     "read_tensors",
+    "restrictions",
     "shipped",
     "shipped_folders",
     "verify",
@@ -68,12 +69,22 @@ class Manifest(BaseModel):
 
 
 def shipped() -> dict[str, Path]:
-    """The folders of the worlds in this installation, by id; a damaged one is left out (`lwm doctor` names it)."""
+    """The folders of the worlds in this installation, by id; a damaged one is left out (`lwm doctor` names it), and so
+    is one that learned from something whose licence is restricted."""
     worlds = {}
     for folder in shipped_folders():
         with contextlib.suppress(CorruptFile, ConfigMismatch, StorageError):
-            worlds[read_spec(folder).id] = folder
+            manifest = read_manifest(folder)
+            if not restrictions(manifest.provenance):
+                worlds[manifest.spec.id] = folder
     return worlds
+
+
+def restrictions(provenance: Mapping[str, Any]) -> list[str]:
+    """The licences that a world learned under and that keep it from being a default: from being shipped, registered, or
+    found by its id. Such a world opens by the path of its folder."""
+    named = provenance.get("restricted") or []
+    return [str(name) for name in named] if isinstance(named, list) else [str(named)]
 
 
 def shipped_folders() -> list[Path]:
@@ -92,7 +103,7 @@ def find(world: str | Path) -> Path:
         raise InvalidInput(f"A world is named by its id or the path of its folder, got {type(world).__name__}.")
     text = str(world)
     worlds = shipped()
-    slugs = {folder.name: folder for folder in shipped_folders()}
+    slugs = {folder.name: folder for folder in shipped_folders() if not _is_restricted(folder)}
     if text in worlds or text in slugs:
         return worlds.get(text) or slugs[text]
     with contextlib.suppress(OSError, ValueError):  # too long a name, a null byte: no path, so an unknown world
@@ -102,6 +113,13 @@ def find(world: str | Path) -> Path:
     nearest = [names[near] for near in difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(nearest)}?" if nearest else f"Shipped worlds: {', '.join(worlds) or 'none'}."
     raise UnknownWorld(f"No world {text!r:.100}: it is neither shipped nor a folder with a {MANIFEST}. {hint}")
+
+
+def _is_restricted(folder: Path) -> bool:
+    try:
+        return bool(restrictions(read_manifest(folder).provenance))
+    except (CorruptFile, ConfigMismatch, StorageError):
+        return False
 
 
 def read_manifest(path: str | os.PathLike) -> Manifest:
@@ -189,6 +207,7 @@ def write_world(
 
     Raises:
         InvalidInput: the parts make no valid manifest, or `path` is a folder of something else.
+        ConfigMismatch: a world that must not be a default would be one there.
         StorageError: the disk is full, read-only or forbidden; what was there is intact.
     """
     target = Path(path).resolve()
@@ -202,6 +221,11 @@ def write_world(
         Manifest.model_validate_json(text, strict=True)  # what is written must be readable
     except ValueError as error:
         raise InvalidInput(f"These parts make no valid {MANIFEST}: {error}"[:500]) from error
+    if restrictions(provenance) and target.parent == Path(__file__).parent.resolve():
+        told = ", ".join(restrictions(provenance))
+        raise ConfigMismatch(
+            f"This world learned under {told}, so it must not be shipped in {target.parent}. Save it in another folder."
+        )
     if target.exists() and not _has_manifest(target) and (not target.is_dir() or any(target.iterdir())):
         raise InvalidInput(f"{target} exists and is not a world. Name another folder, or empty it.")
     try:

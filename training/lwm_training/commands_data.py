@@ -7,6 +7,9 @@ from typing import Any
 import click
 
 from lwm_env.errors import CorruptFile, InvalidInput, StorageError
+from lwm_training.command_parts import lines as _lines
+from lwm_training.command_parts import spec_of as _spec
+from lwm_training.commands_render import render
 
 
 class FrameSize(click.ParamType):
@@ -76,6 +79,7 @@ def data() -> None:
     """Look at, check, import and export recorded episodes."""
 
 
+data.add_command(render)
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
 
@@ -169,19 +173,6 @@ def _plan(source: str, given: dict[str, Any]) -> Any:
     return CollectPlan(source=spec or source, options=options, config=config, **given)
 
 
-def _spec(source: str) -> Any:
-    """The spec of a world or a recipe; None for the name of a game."""
-    if source.endswith(".toml"):
-        from lwm_training.recipe import load_recipe
-
-        return load_recipe(source).world
-    from lwm_env import worlds
-
-    if source.startswith("LWM-") or source in worlds.shipped() or (Path(source) / worlds.MANIFEST).is_file():
-        return worlds.read_spec(worlds.find(source))
-    return None
-
-
 def _told_plan(facts: dict[str, Any]) -> str:
     needs = f"{facts['expected_bytes'] / 1e6:.1f} MB expected ({facts['raw_bytes'] / 1e6:.0f} MB raw)"
     seconds = facts["frames"] / facts["sampled_frames_per_second"]
@@ -191,7 +182,3 @@ def _told_plan(facts: dict[str, Any]) -> str:
         "time": f"about {seconds:.0f} s, by a short trial",
     }
     return _lines(told)
-
-
-def _lines(facts: dict[str, Any]) -> str:
-    return "\n".join(f"{key}: {json.dumps(v) if isinstance(v, dict | list) else v}" for key, v in facts.items())

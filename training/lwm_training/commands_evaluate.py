@@ -9,6 +9,7 @@ import click
 from tqdm import tqdm
 
 from lwm_env.errors import InvalidInput
+from lwm_training.teacher_report import with_teacher
 
 if TYPE_CHECKING:
     from lwm_env.world_model import WorldModel
@@ -31,6 +32,7 @@ CALIBRATION_SEEDS = 500_000  # added to the seed, so that a threshold is never c
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and report/.")
 @click.option("--calibrate", is_flag=True, help="Only find the termination threshold, on other clips.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@with_teacher
 def evaluate(world: str, out: Path | None, calibrate: bool, as_json: bool, **options) -> None:
     """Measure WORLD (an id or a folder) against the real game, on levels it was not trained on.
 

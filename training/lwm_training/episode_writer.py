@@ -51,6 +51,11 @@ class EpisodeWriter:
         return sum(shard.frames for shard in self._manifest.shards) + sum(map(len, self._pending))
 
     @property
+    def episodes(self) -> int:
+        """Episodes in the data set, with those not sealed yet."""
+        return sum(shard.episodes for shard in self._manifest.shards) + len(self._pending)
+
+    @property
     def num_sessions(self) -> int:
         return len(self._manifest.sessions)
 

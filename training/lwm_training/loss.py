@@ -4,6 +4,7 @@ Shapes: B clips, T steps, P players, D latent dimensions, L levels, h x w cells.
 """
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from lwm_env.registration import Sighting
 from lwm_env.tokenizer import Tokenizer, to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
 from lwm_training.mosaic import Mosaic
+
+if TYPE_CHECKING:
+    from lwm_training.teacher import Teaching
 
 ASTRAY = 1.0  # pixels off the real camera from which on a dreamed picture is not compared with the real one
 LOST = 4.0  # pixels from which on its reward and end are not, and its camera is taught no more
@@ -38,6 +42,15 @@ class LossWeights:
     end: float = 0.1
     true_tokens: float = 0.3  # share of clips that are drawn from the true tokens instead of predicted ones
     guided: float = 0.6  # share of clips whose canvas follows the real camera, so that all pictures can be compared
+    # With a teacher (`[distill]`):
+    on_policy: float = 0.5  # share of clips on which the student dreams on; on the others it follows the real frames
+    teacher_latent: float = 1.0
+    teacher_tokens: float = 0.25
+    teacher_drawn: float = 1.0
+    teacher_hidden: float = 0.1
+    teacher_reward: float = 0.1
+    teacher_end: float = 0.1
+    teacher_motion: float = 1.0
 
     @classmethod
     def from_recipe(cls, changes: dict[str, float]) -> "LossWeights":
@@ -160,7 +173,9 @@ def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
     return F.smooth_l1_loss(estimated, registered, reduction="none", beta=2.0).clamp(max=10).sum(1)
 
 
-def camera_unroll(model: WorldModel, batch: Batch, context: int, dreamed: bool = False) -> dict[str, Tensor]:
+def camera_unroll(
+    model: WorldModel, batch: Batch, context: int, dreamed: bool = False, teaching: "Teaching | None" = None
+) -> dict[str, Tensor]:
     """Errors of the camera alone, with gradients through all that is carried: corrected by what is seen in `context`
     real frames, then left to itself. From there on it sees the real world from where it has gone astray to, or what is
     `dreamed` of it, which costs ten times as much."""
@@ -170,6 +185,7 @@ def camera_unroll(model: WorldModel, batch: Batch, context: int, dreamed: bool =
     valid = torch.cat([torch.ones_like(batch.valid[:, :1]), batch.valid], 1).bool()
     mosaic = Mosaic(batch.pixels, seen.motion * seen.sure[..., None], valid)
     dream = context_belief(model, batch, seen, context) if dreamed else None
+    taught = None if teaching is None else teaching.begin_camera(batch.pixels[:, 0])
     totals: dict[str, Tensor] = {}
     for t in range(steps):
         sighting, free = at(seen, t), t >= context - 1
@@ -186,6 +202,10 @@ def camera_unroll(model: WorldModel, batch: Batch, context: int, dreamed: bool =
         for name, value in errors.items():
             totals[name] = totals.get(name, 0) + mean_valid(value, batch.valid[:, t]) / steps
         whole, motion, offset = model.correct(offset, estimate, None if free else sighting)
+        if teaching is not None:
+            told, taught = teaching.look(taught, picture, batch.actions[:, t], whole)
+            far = mean_valid(motion_distance(estimate, told), batch.valid[:, t]) / steps
+            totals["teacher_motion"] = totals.get("teacher_motion", 0) + far
         offset = torch.lerp(offset.detach(), offset, CREDIT)
         astray = astray + (whole - sighting.motion.round()) * free
         followed = followed & (astray.abs().amax(1) < LOST)
@@ -200,6 +220,20 @@ def dream_on(model: WorldModel, belief: Belief, action: Tensor) -> Belief:
     return model.commit(belief, proposal, model.tokenizer.decode(latent, proposal.moved).clamp(-1, 1))
 
 
+def moved_by(belief: Belief, proposal: Proposal) -> Tensor:
+    """The whole pixels (B, 2) by which a proposal has moved the canvas: estimate and correction, less what is left."""
+    estimate, correction = proposal.motion.detach().chunk(2, dim=1)
+    return (belief.offset + estimate + correction - proposal.offset).detach().round()
+
+
+class Drawn(NamedTuple):
+    """What a step drew: the picture (B, 3, H, W), and the logits of reward (B, P, R) and end (B,) seen in it."""
+
+    picture: Tensor
+    reward: Tensor
+    end: Tensor
+
+
 def step_errors(
     model: WorldModel,
     proposal: Proposal,
@@ -208,8 +242,8 @@ def step_errors(
     weights: LossWeights,
     from_truth: Tensor,
     astray: Tensor,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Losses of the step to frame t + 1, `astray` (B,) pixels off the real camera; the picture drawn (B, 3, H, W)."""
+) -> tuple[dict[str, Tensor], Drawn]:
+    """Losses of the step to frame t + 1, `astray` (B,) pixels off the real camera; and what it drew."""
     tokenizer, target = model.tokenizer, batch.pixels[:, t + 1]
     seen_alike, alike = batch.valid[:, t] * (astray < ASTRAY), batch.valid[:, t] * (astray < LOST)
     with torch.no_grad():
@@ -234,14 +268,24 @@ def step_errors(
         "reward": mean_valid(rewards.view(len(alike), -1), alike),
         "end": mean_valid(ends, alike),
     }
-    return losses, drawn
+    return losses, Drawn(drawn, reward_logits, end_logit)
 
 
-def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWeights, generator: torch.Generator):
+def unroll_errors(
+    model: WorldModel,
+    batch: Batch,
+    context: int,
+    weights: LossWeights,
+    generator: torch.Generator,
+    teaching: "Teaching | None" = None,
+) -> dict[str, Tensor]:
     """Losses of an unroll on the model's own frames, the mean over the steps after `context` frames.
 
     A dream that is a pixel off the real camera cannot be compared with the real frames: it would learn to blur. So some
     clips are guided by the real camera; the others go their own way, and their pictures count until they go astray.
+
+    A teacher tells at every step what it would predict from where the student is: on the real frames in some clips, and
+    in the others (`on_policy`) where the student's own dream has led, however far from the real game that is.
     """
     device, steps = batch.pixels.device, range(context - 1, batch.actions.shape[1])
     seen = sightings(model, batch)
@@ -251,6 +295,9 @@ def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWe
         return (torch.rand(len(batch.pixels), generator=generator) < share).to(device)
 
     guided = chosen_with(weights.guided)
+    dreams = torch.ones_like(guided) if teaching is None else chosen_with(weights.on_policy)
+    guided = guided | ~dreams
+    taught = None if teaching is None else teaching.begin(batch, seen, context)
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
@@ -262,9 +309,15 @@ def unroll_errors(model: WorldModel, batch: Batch, context: int, weights: LossWe
         from_truth = chosen_with(weights.true_tokens)
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, astray.abs().amax(1))
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
+        picture = torch.where(dreams[:, None, None, None], drawn.picture.clamp(-1, 1), batch.pixels[:, t + 1])
+        if teaching is not None:
+            told = teaching.tell(taught, batch.actions[:, t], moved_by(belief, proposal))
+            errors = teaching.step_errors(model, told, proposal, drawn, picture, weights.edges)
+            losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in errors.items()}
+            taught = teaching.follow(taught, told, picture)
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value / len(steps)
-        belief = model.commit(belief, proposal, drawn.clamp(-1, 1))
+        belief = model.commit(belief, proposal, picture)
     some = batch.pixels[: -(-len(batch.pixels) // 4)]  # a quarter of the clips
     totals["codec"] = codec_error(model.tokenizer, some[:, 0], some[:, 1], weights).mean()
     return totals

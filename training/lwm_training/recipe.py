@@ -99,6 +99,13 @@ class Train(_Strict):
         return tuple(stage for stage in self.stages if not self.only or stage.name in self.only)
 
 
+class Distill(_Strict):
+    """`[distill]`: a larger world teaches this one, beside the real play; its terms in `loss` begin with `teacher_`."""
+
+    teacher: Text  # a world, by id or folder
+    take: tuple[Literal["tokenizer", "camera"], ...] = ()  # what a new run begins with the teacher's weights of
+
+
 class Recipe(_Strict):
     """All that decides how a world is made. Frozen; its hash goes into the provenance of the weights."""
 
@@ -106,6 +113,7 @@ class Recipe(_Strict):
     licences: dict[str, str] = Field(default_factory=dict)  # of what the world is learned from; kept in world.json
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
+    distill: Distill | None = None
     train: Train
 
     def to_json(self) -> str:
@@ -131,16 +139,24 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         ConfigMismatch: no such file, not TOML, or fields that are unknown, missing or not what is expected; all of
             them are named at once, each with what came and what was expected.
     """
-    path = Path(path)
+    return check_document(read_document(Path(path)), str(path), overrides)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """What the TOML of a recipe parses to, unchecked; ConfigMismatch if it cannot be read."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.toml")])
         hint = f" Did you mean {path.with_name(near[0])}?" if near else ""
         raise ConfigMismatch(f"The recipe {path} cannot be read: {error.strerror}.{hint}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigMismatch(f"The recipe {path} is not valid TOML: {error}") from error
-    where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
+
+
+def check_document(document: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a document (what TOML parses to; it is changed) and overrides make; raises as `load_recipe`."""
+    where = f"{where} with {' '.join(overrides)}" if overrides else where
     for override in overrides:
         _apply(document, override)
     _expand(document)

@@ -9,6 +9,7 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.world_model import WorldModel
 from lwm_training.loss import LossWeights, as_batch, camera_unroll, codec_error, unroll_errors
 from lwm_training.recipe import Recipe, Stage
+from lwm_training.teacher import Teaching
 
 DECAY_FROM = 0.5  # share of a stage after which the learning rate falls, to FLOOR of itself
 FLOOR = 0.02
@@ -17,22 +18,27 @@ FLOOR = 0.02
 class Objective(nn.Module):
     """The losses of one stage as a module, so that accelerate can spread it over devices."""
 
-    def __init__(self, model: WorldModel, stage: Stage, weights: LossWeights) -> None:
+    def __init__(self, model: WorldModel, stage: Stage, weights: LossWeights, teaching: Teaching | None = None) -> None:
         super().__init__()
-        self.model, self.stage, self.weights = model, stage, weights
+        self.model, self.stage, self.weights, self.teaching = model, stage, weights, teaching
+        if teaching is not None:
+            teaching.compare_tokens(model)
 
     def forward(self, clips, context: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = as_batch(clips, self.model)
+        if self.stage.trains == "camera":
+            return camera_unroll(self.model, batch, context, self.stage.dreamed, self.teaching)
+        losses: dict[str, Tensor] = {}
+        if self.teaching is not None and self.stage.trains in ("tokenizer", "joint"):
+            losses["teacher_latent"] = self.teaching.latent_error(self.model, batch.pixels[:, 0])
         if self.stage.trains == "tokenizer":
             pixels, others = (x.flatten(0, 1) for x in (batch.pixels, batch.pixels.roll(1, dims=1)))
-            return {"codec": codec_error(self.model.tokenizer, pixels, others, self.weights).mean()}
-        if self.stage.trains == "camera":
-            return camera_unroll(self.model, batch, context, self.stage.dreamed)
-        return unroll_errors(self.model, batch, context, self.weights, generator)
+            return {"codec": codec_error(self.model.tokenizer, pixels, others, self.weights).mean(), **losses}
+        return losses | unroll_errors(self.model, batch, context, self.weights, generator, self.teaching)
 
 
-def trained_parameters(model: WorldModel, stage: Stage) -> list[nn.Parameter]:
-    """The parameters of a stage; the others are frozen."""
+def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | None = None) -> list[nn.Parameter]:
+    """The parameters of a stage, with the adapters to a teacher; the others are frozen."""
     model.requires_grad_(False)
     parts = {
         "tokenizer": [model.tokenizer],
@@ -45,7 +51,8 @@ def trained_parameters(model: WorldModel, stage: Stage) -> list[nn.Parameter]:
     if stage.trains == "dynamics":
         model.tokenizer.encoder.requires_grad_(False)
         model.camera.requires_grad_(False)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapters = [] if teaching is None else list(teaching.parameters())
+    return [*(parameter for parameter in model.parameters() if parameter.requires_grad), *adapters]
 
 
 def learning_rate(stage: Stage, step: int, share: float) -> float:
@@ -67,9 +74,24 @@ def check_recipe(recipe: Recipe, num_processes: int) -> None:
         )
     for stage in recipe.train.stages:
         LossWeights.from_recipe(stage.loss)
+        _check_taught(recipe, stage)
         longest = (1 if stage.trains == "tokenizer" else stage.context) - 1 + stage.unroll
         if recipe.data.kind == "stream" and longest > recipe.data.shard_steps:
             raise ConfigMismatch(
                 f"the stage {stage.name} learns from clips of up to {longest} steps (context - 1 + unroll), but "
                 f"data.shard_steps is {recipe.data.shard_steps}. Set that to {longest} or more."
             )
+
+
+def is_of_teacher(name: str) -> bool:
+    """Whether a weight of a stage's loss counts only where there is a teacher."""
+    return name == "on_policy" or name.startswith("teacher_")
+
+
+def _check_taught(recipe: Recipe, stage: Stage) -> None:
+    asked = sorted(filter(is_of_teacher, stage.loss))
+    if asked and recipe.distill is None:
+        raise ConfigMismatch(
+            f"the stage {stage.name} weighs {', '.join(asked)}, but the recipe has no teacher. "
+            f"Name one with distill.teacher, or leave these out."
+        )

@@ -1,6 +1,5 @@
 """From a recipe to a world: stage by stage, resumable, on a CPU or on as many devices as accelerate started."""
 
-import json
 import logging
 import time
 from dataclasses import dataclass, field
@@ -20,9 +19,11 @@ from lwm_env.world_model import WEIGHTS, WorldModel
 from lwm_training.checkpoint import Checkpoint, flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
 from lwm_training.guard import LossGuard, Verdict
 from lwm_training.loss import LossWeights, as_batch, total_error
+from lwm_training.provenance import provenance
 from lwm_training.recipe import Recipe, Stage
 from lwm_training.stages import Objective, check_recipe, learning_rate, trained_parameters
 from lwm_training.stream import open_data
+from lwm_training.teacher import open_teacher, take_parts
 from lwm_training.train_log import TrainLog
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,11 @@ class Run:
         )
         self.model = WorldModel(config, recipe.world)
         self.started_from = _start(self.model, recipe.train.start) if recipe.train.start else None
+        self.teaching, self.teacher_facts = None, None  # made last: a student begins as it would without a teacher
+        if recipe.distill is not None:
+            self.teaching, self.teacher_facts = open_teacher(recipe.distill.teacher, self.model, accelerator.device)
+            take_parts(self.model, self.teaching.teacher, recipe.distill.take)
+            self.teaching = self.teaching.to(accelerator.device)
         self.model = self.model.to(accelerator.device, memory_format=torch.channels_last)
         self.data = open_data(recipe.world, recipe.data, recipe.train.seed)
         self.progress, self.guard = Progress(), LossGuard()
@@ -61,7 +67,9 @@ class Run:
     def save(self, optimizer: torch.optim.Optimizer, log_book: TrainLog) -> None:
         if self.accelerator.is_main_process:
             tensors, facts = flatten_optimizer(optimizer)
-            tensors = {**tensors, **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}}
+            tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+            if self.teaching is not None:
+                tensors |= {f"teaching.{name}": tensor for name, tensor in self.teaching.state_dict().items()}
             facts = {**facts, "progress": vars(self.progress), "guard": self.guard.facts(), "log": log_book.facts()}
             facts["recipe"] = self.recipe.hash
             save_checkpoint(self.checkpoints, self.progress.total_steps, tensors, facts)
@@ -79,9 +87,10 @@ class Run:
         return found
 
     def _take_weights(self, found: Checkpoint) -> None:
-        weights = {name.removeprefix("model."): t for name, t in found.tensors.items() if name.startswith("model.")}
         try:
-            self.model.load_state_dict(weights)
+            self.model.load_state_dict(_beginning_with("model.", found.tensors))
+            if self.teaching is not None:
+                self.teaching.load_state_dict(_beginning_with("teaching.", found.tensors))
         except RuntimeError as error:
             raise ConfigMismatch(
                 f"{found.path} holds a model of another shape than the recipe describes. "
@@ -108,11 +117,11 @@ class Run:
         return self.model.eval().requires_grad_(False)
 
     def _stage(self, stage: Stage, log_book: TrainLog, found: Checkpoint | None) -> None:
-        parameters = trained_parameters(self.model, stage)
+        parameters = trained_parameters(self.model, stage, self.teaching)
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
         if found and self.progress.step:
             restore_optimizer(optimizer, found.tensors, found.facts)
-        objective = Objective(self.model, stage, LossWeights.from_recipe(stage.loss))
+        objective = Objective(self.model, stage, LossWeights.from_recipe(stage.loss), self.teaching)
         objective, optimizer = self.accelerator.prepare(objective, optimizer)
         started, before = time.monotonic(), self.progress.seconds
         saved = before
@@ -199,6 +208,10 @@ class Run:
             _plain(optimizer).state.clear()
 
 
+def _beginning_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _plain(optimizer) -> torch.optim.Optimizer:
     """The optimiser inside accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
@@ -232,7 +245,7 @@ def _start(model: WorldModel, world: str) -> dict[str, Any]:
     return {
         "weights": manifest.files[WEIGHTS].sha256,
         "fresh": fresh,
-        **{key: manifest.provenance.get(key) for key in ("stages", "started_from")},
+        **{key: manifest.provenance.get(key) for key in ("licences", "restricted", "stages", "started_from")},
     }
 
 
@@ -252,19 +265,6 @@ def train_world(recipe: Recipe, out: Path, device: str = "auto", resume: bool = 
     world = out / "world"
     if main:
         model.prompts = prompt_bank(recipe.world, recipe.data, recipe.train.seed)
-        model.save(world, provenance=provenance(recipe, run.progress) | {"started_from": run.started_from})
+        model.save(world, provenance=provenance(recipe, run.progress.history, run.started_from, run.teacher_facts))
     accelerator.wait_for_everyone()
     return world
-
-
-def provenance(recipe: Recipe, progress: Progress) -> dict[str, Any]:
-    """Where the weights come from, for world.json."""
-    return {
-        "source": recipe.world.real.source,
-        "licences": recipe.licences,
-        "recipe": json.loads(recipe.to_json()),
-        "recipe_sha256": recipe.hash,
-        "stages": progress.history,
-        "torch": torch.__version__,
-        "teacher": None,
-    }

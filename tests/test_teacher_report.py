@@ -1,0 +1,108 @@
+"""Student over teacher: ratios by hand, and the command that measures all worlds on the same clips."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from lwm_env.errors import ConfigMismatch
+from lwm_training.teacher_report import as_text, compare, geometric_mean
+
+PROTOCOL = {
+    "source": "game", "split": "validation", "policy": "sticky", "seed": 0, "num_clips": 8, "context": 4, "horizon": 60,
+}  # fmt: skip
+
+
+def figures(**values):
+    return {step.removeprefix("at_"): {"value": value} for step, value in values.items()}
+
+
+def report(gain, reward=0.5, end=0.5, psnr=20.0, **more):
+    return {
+        "world": "LWM-T-v0",
+        "weights": "0" * 64,
+        "protocol": PROTOCOL,
+        "rows": {"psnr_over_copy": gain, "psnr": figures(at_15=psnr), **more.pop("rows", {})},
+        "rewards": {"f1": {"value": reward}},
+        "terminations": {"f1": {"value": end}},
+        **more,
+    }
+
+
+def test_ratios_are_of_means_over_the_horizons_that_both_have():
+    student = report(figures(at_1=6.0, at_15=3.0, at_60=None, at_300=99.0), reward=0.4)
+    teacher = report(figures(at_1=8.0, at_15=4.0, at_60=2.0, at_300=1.0), reward=0.8)
+
+    found = compare(student, teacher)
+
+    assert found["ratios"] == {"psnr_gain": 0.75, "reward_f1": 0.5, "termination_f1": 1.0}
+    assert found["geometric_mean"] == round((0.75 * 0.5 * 1.0) ** (1 / 3), 4)
+    assert found["missing"] == ["idm", "fd_idm", "agent_return"]
+    assert "student over teacher: psnr_gain 0.75, reward_f1 0.50" in as_text(found)
+    assert "not in the reports: idm, fd_idm, agent_return" in as_text(found)
+
+
+def test_of_a_distance_less_is_better():
+    gain = figures(at_1=1.0)
+    rows = {"idm": figures(at_1=0.6)}
+    student = report(gain, rows=rows, distances={"fd_idm": {"16": {"dreamed": 8.0}, "60": {"dreamed": 1.0}}})
+    teacher = report(gain, rows={"idm": figures(at_1=0.8)}, distances={"fd_idm": {"16": {"dreamed": 2.0}}})
+
+    found = compare(student, teacher)
+
+    assert found["ratios"]["fd_idm"] == 0.25 and found["ratios"]["idm"] == 0.75
+    assert found["missing"] == ["agent_return"]
+
+
+def test_a_figure_that_is_not_above_0_makes_the_mean_undefined_instead_of_flattering_it():
+    found = compare(report(figures(at_1=-1.0)), report(figures(at_1=2.0)))
+
+    assert found["ratios"]["psnr_gain"] is None and found["geometric_mean"] is None
+    assert "psnr_gain undefined" in as_text(found)
+    assert geometric_mean([]) is None and math.isclose(geometric_mean([0.5, 2.0]), 1.0)
+
+
+def test_the_control_is_measured_against_the_same_teacher():
+    teacher = report(figures(at_1=4.0))
+    found = compare(report(figures(at_1=3.0), psnr=17.5), teacher, report(figures(at_1=2.0), psnr=16.0))
+
+    assert found["control"]["ratios"]["psnr_gain"] == 0.5 and found["psnr_15_over_control"] == 1.5
+    assert "PSNR after 15 steps over the control: +1.50 dB" in as_text(found)
+
+
+def test_reports_of_other_clips_are_not_compared():
+    other = {**report(figures(at_1=1.0)), "protocol": {**PROTOCOL, "seed": 3}}
+
+    with pytest.raises(ConfigMismatch, match="report of the teacher is of other clips: seed is 3 there, 0 here"):
+        compare(report(figures(at_1=1.0)), other)
+
+
+def test_the_command_measures_all_worlds_on_the_same_clips(tiny_world, tiny_spec, tmp_path, capsys):
+    pytest.importorskip("h5py", reason="needs the extra `data`")
+    pytest.importorskip("matplotlib", reason="needs the extra `train`")
+    from lwm_env.cli import main
+    from lwm_training.teachers import render
+    from lwm_training.teachers.world_teacher import WorldTeacher
+
+    render(WorldTeacher(str(tiny_world), tiny_spec), tiny_spec, tmp_path / "clips", 4)
+    options = ["--clips", "4", "--horizon", "3", "--context", "2", "--device", "cpu", "--json"]
+    stored = ["--store", str(tmp_path / "clips"), "--out", str(tmp_path / "out")]
+    others = ["--teacher", str(tiny_world), "--control", str(tiny_world)]
+
+    code = main(["evaluate", str(tiny_world), *options, *stored, *others])
+
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0 and found == json.loads((tmp_path / "out" / "teacher.json").read_text())
+    assert set(found["ratios"].values()) <= {1.0, None} and found["psnr_15_over_control"] is None
+    assert len(set(found["parameters"].values())) == 1 and len(found["parameters"]) == 3
+    reports = [json.loads((tmp_path / "out" / who / "report.json").read_text()) for who in ("", "teacher", "control")]
+    assert reports[0]["rows"] == reports[1]["rows"] == reports[2]["rows"]
+    assert np.isfinite(reports[0]["rows"]["psnr"]["1"]["value"])
+
+
+def test_a_control_goes_with_a_teacher(tiny_world, capsys):
+    from lwm_env.cli import main
+
+    assert main(["evaluate", str(tiny_world), "--control", str(tiny_world)]) == 2
+    assert "--control goes with --teacher" in capsys.readouterr().err

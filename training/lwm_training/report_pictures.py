@@ -86,11 +86,10 @@ def check_matplotlib() -> None:
 
 def plots(report: Report) -> dict[str, bytes]:
     """PNG files by name."""
-    return {
-        "psnr.png": _plot(report, _draw_psnr),
-        "drift.png": _plot(report, _draw_drift),
-        "events.png": _plot(report, _draw_events),
-    }
+    draws = {"psnr.png": _draw_psnr, "drift.png": _draw_drift, "events.png": _draw_events}
+    if "idm" in report.rows:
+        draws["obedience.png"] = _draw_obedience
+    return {name: _plot(report, draw) for name, draw in draws.items()}
 
 
 def _plot(report: Report, draw: Callable[["Axes", Report], None]) -> bytes:
@@ -140,3 +139,10 @@ def _draw_events(axes: "Axes", report: Report) -> None:
     axes.plot(THRESHOLDS, np.array(report.threshold_f1, float), label="termination F1 of these clips", color="C3")
     axes.axvline(report.protocol.termination_threshold, color="C7", linestyle="--", label="the world's threshold")
     axes.set(xlabel="termination threshold", ylim=(0, 1))
+
+
+def _draw_obedience(axes: "Axes", report: Report) -> None:
+    for row, label, colour in (("idm", "read from the dream", "C0"), ("idm_real", "read from real frames", "C2")):
+        known = {int(step): figure.value for step, figure in report.rows[row].items() if figure.value is not None}
+        axes.plot(list(known), list(known.values()), "o-", markersize=3, color=colour, label=label)
+    axes.set(xlabel="steps after the context", ylabel="true actions", ylim=(0, 1), xscale="log")

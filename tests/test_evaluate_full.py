@@ -13,13 +13,13 @@ from lwm_env.cli import main
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.spec import ContinuousActions, RealSource
 from lwm_env.world_model import Output, WorldModel
-from lwm_training import inverse_dynamics, memory_walk
+from lwm_training import evaluate, inverse_dynamics, memory_walk
 from lwm_training.clips import Clips
 from lwm_training.held_out import HeldOut, Wanted, play_clips
 from lwm_training.inverse_dynamics import FEATURES, InverseDynamics
 from lwm_training.readings import Reader, Reading, describe, obedience, read_real, spread
 from lwm_training.recipe import Data
-from lwm_training.report import Report
+from lwm_training.report import Protocol, Report, as_table, build
 from lwm_training.rollout import Sampling
 from lwm_training.sources import open_spec_source
 from lwm_training.train_idm import Lesson, train_idm
@@ -176,6 +176,34 @@ def test_descriptors_average_the_windows_that_lie_within_sixteen_frames():
     first, minute = described["idm_16"][0], described["idm_450"][0]
     assert first[0, 0, 0] == 10 and np.isnan(first[1]).all()  # windows that end at steps 4 to 16
     assert minute.shape == (2, 28, FEATURES) and np.isnan(minute[0, 1]).all() and minute[0, 2, 0] == 42
+
+
+@pytest.mark.parametrize("kind", ["duel", "drive"])
+def test_worlds_of_several_players_and_of_continuous_actions_are_measured_with_all_rows(
+    kind, tiny_config, spec, duel_world
+):
+    rng = np.random.default_rng(0)
+    if kind == "duel":
+        model = WorldModel.load(duel_world)
+        actions = rng.integers(0, 3, (5, 21, 2))
+    else:
+        box = ContinuousActions(meanings=("steer", "gas"), low=(-1.0, 0.0), high=(1.0, 1.0))
+        model = WorldModel(tiny_config, spec.model_copy(update={"actions": box})).eval()
+        actions = rng.uniform(-1, 1, (5, 21, 1, 2)).astype(np.float32)
+    held = clips_of(actions, context=4, truth=18)
+    held.clips.observations[:] = rng.integers(0, 256, held.clips.observations.shape)
+    held = replace(held, clips=replace(held.clips, rewards=np.zeros((5, 21, len(model.spec.players)), np.float32)))
+    net = InverseDynamics(model.spec).eval()
+
+    measured = evaluate.measure(model, held, Sampling(), lambda _: None, evaluate.Tools(net, filmed=2))
+
+    facts = {"source": "x:y", "split": None, "policy": None, "seed": 0, "num_clips": 5, "context": 4, "horizon": 18}
+    protocol = Protocol(**facts, temperature=0.0, termination_threshold=0.5)
+    report = build(measured, protocol, {"world": "LWM-X-v0", "weights": "0" * 64, "device": "cpu"}, {})
+    assert measured.film.shape == (2, 18, 16, 16, 3) and (measured.film[:, 3] == measured.showcase.dreamed[:2, 4]).all()
+    assert set(report.rows["idm"]) == {"4", "8", "15", "18"} and report.rows["idm_real"]["18"].value <= 1
+    assert set(report.rows["control"]) == {"1", "4", "8", "15"} and set(report.distances) == {"fd_idm", "kd_idm"}
+    assert "fd_idm: 16 frames" in as_table(report)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

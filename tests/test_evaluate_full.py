@@ -314,6 +314,8 @@ def test_what_cannot_be_is_told_before_the_work(world, capsys, tmp_path):
     assert "--store" in capsys.readouterr().err
     assert main(["evaluate", str(world), "--i3d", str(tmp_path / "i3d.pt"), "--out", str(tmp_path)]) == 1
     assert "no TorchScript file" in capsys.readouterr().err
+    assert main(["evaluate", str(world), "--idm", str(tmp_path / "absent"), "--out", str(tmp_path)]) == 1
+    assert "is missing" in capsys.readouterr().err
 
 
 def test_real_frames_beyond_the_truth_are_kept_where_they_are_asked_for(spec):

@@ -37,6 +37,7 @@ CALIBRATION_SEEDS = 500_000  # added to the seed, so that a threshold is never c
 @click.option(
     "--long-horizon", type=click.IntRange(61, 10_000), default=900, show_default=True, help="Of --full, steps."
 )
+@click.option("--idm", type=click.Path(path_type=Path, dir_okay=False), help="Another net than the world's own.")
 @click.option("--i3d", type=click.Path(path_type=Path, dir_okay=False), help="A TorchScript file of I3D, for fvd_i3d.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and report/.")
 @click.option("--calibrate", is_flag=True, help="Only find the termination threshold, on other clips.")
@@ -101,15 +102,15 @@ def _clips(model: "WorldModel", wanted: "Wanted", options: dict, tools: "Tools |
     return play(model, options["split"], wanted, tools or Tools())[0]
 
 
-def _tools(model: "WorldModel", folder: Path, i3d: Path | None) -> tuple["Tools", str | None, tuple[str, ...]]:
+def _tools(model: "WorldModel", folder: Path, options: dict) -> tuple["Tools", str | None, tuple[str, ...]]:
     """The nets that are there, the sha256 of the world's own, and what is to be told of one that is not."""
     from lwm_training import inverse_dynamics
     from lwm_training.evaluate import Tools
     from lwm_training.i3d import I3D
 
-    device, path = model.reward_values.device, folder / inverse_dynamics.FILE
-    features = I3D(i3d, device) if i3d else None
-    if not path.is_file():
+    device, path = model.reward_values.device, options["idm"] or folder / inverse_dynamics.FILE
+    features = I3D(options["i3d"], device) if options["i3d"] else None
+    if not path.is_file() and not options["idm"]:
         told = (
             f"Obedience (idm) and distances (fd_idm) need {path.name} in the world's folder. Make it: lwm idm {folder}"
         )
@@ -145,7 +146,7 @@ def _report(model: "WorldModel", wanted: "Wanted", options: dict, folders: tuple
     folder, out = folders
     check_matplotlib()
     check_output(out)
-    tools, digest, notes = _tools(model, folder, options["i3d"])
+    tools, digest, notes = _tools(model, folder, options)
     begin = time.perf_counter()
     held_out = _clips(model, wanted, options, tools)
     played = time.perf_counter()

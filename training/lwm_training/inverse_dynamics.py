@@ -105,7 +105,7 @@ def load(path: Path, spec: WorldSpec, device: torch.device | str = "cpu") -> tup
     """The net of a file, in eval mode, and the file's sha256.
 
     Raises:
-        CorruptFile: missing, damaged, or with weights that are not finite.
+        CorruptFile: the file is missing, damaged, or with weights that are not finite.
         ConfigMismatch: it was made for other players or actions.
     """
     with torch.device("meta"):

@@ -119,6 +119,8 @@ def _draw_psnr(axes: "Axes", report: Report) -> None:
         values = np.array([[figure.value, figure.low, figure.high] for figure in known.values()], float).reshape(-1, 3)
         spread = np.nan_to_num(np.abs(values[:, 1:] - values[:, :1])).T
         axes.errorbar(list(known), values[:, 0], spread, fmt="o", markersize=3, color=colour, label=label, capsize=2)
+        if max(known, default=0) > len(report.curves["psnr_dream"]):
+            axes.set_xscale("log")
     axes.set(xlabel="steps after the context", ylabel="pooled PSNR, dB")
 
 

@@ -239,6 +239,7 @@ def test_a_dream_that_remembers_is_back_at_the_same_place_and_another_is_not(spe
 
     for tallies in (faithful, forgetful):
         assert tallies["returned"].totals.sum() == 4 and tallies["real"].totals.sum() == 0  # it is the same picture
+        assert tallies["gone"].ratio().tolist() == [8]
     assert faithful["dream"].totals.sum() == 0 and faithful["same"].ratio().tolist() == [1]
     assert faithful["place"].ratio()[0] < 0.1
     assert forgetful["dream"].totals.sum() > 0 and forgetful["same"].ratio().tolist() == [0]
@@ -265,9 +266,10 @@ def world(tiny_world, spec, net, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_full_report_has_every_row_that_the_world_allows(world, capsys, tmp_path):
     pytest.importorskip("moviepy")
-    size = ("--clips", "4", "--horizon", "20", "--context", "3", "--long-clips", "4", "--long-horizon", "460")
+    size = ("--clips", "8", "--horizon", "20", "--context", "3", "--long-clips", "4", "--long-horizon", "460")
 
     code = main(["evaluate", str(world), *size, "--full", "--out", str(tmp_path), "--json"])
 

@@ -66,8 +66,9 @@ def play_walks(source: Source, spec: WorldSpec, length: int, context: int, seed:
     return Walks(actions, np.stack(played, 1), unbroken, context)
 
 
-def came_back(walks: Walks, length: int) -> np.ndarray:
-    """int (B,): the step, counted from the context's end, at which the real camera is back; 0 where it never is."""
+def came_back(walks: Walks, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """int (B,): the step, counted from the context's end, at which the real camera is back; 0 where it never is. And
+    how many pixels away it was when the player turned (B,)."""
     pixels = to_pixels(torch.from_numpy(walks.frames[:, walks.context - 1 :]))
     moves = [sight(*pair) for pair in pairwise(pixels[:, : length + 1].unbind(1))]
     gone = torch.stack([motion.round() for motion, _ in moves], 1).sum(1).abs().amax(1)
@@ -76,7 +77,7 @@ def came_back(walks: Walks, length: int) -> np.ndarray:
     best = distances.amin(1)
     steps = length + 1 + distances.argmin(1)
     good = away & (best < BACK) & torch.from_numpy(walks.unbroken)
-    return torch.where(good, steps, 0).numpy()
+    return torch.where(good, steps, 0).numpy(), gone.numpy()
 
 
 def _distance(before: Tensor, after: Tensor) -> Tensor:
@@ -103,8 +104,8 @@ def walk(
     Returns:
         Tallies over all walks, with the lengths as steps: the dream's squared error (dream) and that of the real frame
         at the start (real), both against the real frame at the return; how many pixels the dream is off the start where
-        registration is sure (place); dreams less than a pixel off (same); and walks whose real camera returned
-        (returned).
+        registration is sure (place); dreams less than a pixel off (same); walks whose real camera returned
+        (returned), and how many pixels it had gone (gone).
     """
     sums: dict[str, list[np.ndarray]] = {}
     for index, length in enumerate(lengths):
@@ -113,7 +114,10 @@ def walk(
             walks = play_walks(source, model.spec, length, context, sampling.seed)
         finally:
             source.close()
-        for name, pair in _judge(model, walks, came_back(walks, length), sampling).items():
+        returns, gone = came_back(walks, length)
+        judged = _judge(model, walks, returns, sampling)
+        judged["gone"] = np.stack([np.where(returns > 0, gone, 0), returns > 0]).astype(float)
+        for name, pair in judged.items():
             sums.setdefault(name, []).append(pair)
         progress(1)
     return {name: Tally(tuple(lengths), *np.stack(pairs, 2)) for name, pairs in sums.items()}

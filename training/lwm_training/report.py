@@ -58,7 +58,8 @@ def build(
         for name, figures in _long_rows(more.long, protocol).items():
             rows.setdefault(name, {}).update(figures)
         for name, figures in distances_of(more.long, protocol.seed).items():
-            distances[name] = figures | distances.get(name, {})
+            both = figures | distances.get(name, {})  # of 16 frames those of all clips, if there are enough
+            distances[name] = dict(sorted(both.items(), key=lambda item: int(item[0])))
         far = _running_far(more.long)
         running |= {step: count for step, count in far.items() if int(step) > protocol.horizon}
     ends, rewards = events_of(measured.happenings, protocol.termination_threshold)
@@ -123,7 +124,8 @@ def _distance_line(name: str, figures: Mapping[str, Distance]) -> str:
 
 def _memory_line(length: str, walk: MemoryFigures) -> str:
     return (
-        f"memory: {length} steps right and back: {walk.returned} of {walk.walks} real cameras returned;"
+        f"memory: {length} steps right and back: {walk.returned} of {walk.walks} real cameras returned,"
+        f" from {_cell(walk.gone, 1)} px away;"
         f" PSNR {_cell(walk.psnr, 2)} dB (start against return in the real game {_cell(walk.psnr_real, 2)});"
         f" {_cell(walk.place, 2)} px off; same place {_cell(walk.same, 2)}"
     )

@@ -174,10 +174,10 @@ def _distance_table(report: Report) -> str:
 def _memory_table(report: Report) -> str:
     if not report.memory:
         return ""
-    lines = ["<tr><th>steps right, and back</th><th>real cameras back</th><th>PSNR, dB</th>"]
-    lines.append("<th>PSNR of real start and return, dB</th><th>off, px</th><th>same place</th></tr>")
+    lines = ["<tr><th>steps right, and back</th><th>real cameras back</th><th>from, px</th>"]
+    lines.append("<th>PSNR, dB</th><th>PSNR of real start and return, dB</th><th>off, px</th><th>same place</th></tr>")
     for length, walk in report.memory.items():
-        figures = (walk.psnr, walk.psnr_real, walk.place, walk.same)
+        figures = (walk.gone, walk.psnr, walk.psnr_real, walk.place, walk.same)
         cells = [f"{walk.returned} of {walk.walks}", *(_cell(figure, 2) for figure in figures)]
         lines.append(f"<tr><td>{length}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f"<table>{''.join(lines)}</table>"

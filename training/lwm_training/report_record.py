@@ -69,6 +69,7 @@ class MemoryFigures(_Strict):
 
     walks: int
     returned: int  # of the real camera: only these count
+    gone: Figure  # pixels that the real camera was away when the player turned; a wall may have stopped him
     psnr: Figure  # of the dream at the return, against the real frame there
     psnr_real: Figure  # of the real frame at the start, against that at the return: what a perfect memory would have
     place: Figure  # pixels that the dream is off the start, where registration is sure

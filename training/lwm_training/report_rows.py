@@ -120,6 +120,7 @@ def memory_of(tallies: Mapping[str, Tally], seed: int) -> dict[str, MemoryFigure
     rows = {
         "psnr": _figures(tallies["dream"], weights, True),
         "psnr_real": _figures(tallies["real"], weights, True),
+        "gone": _figures(tallies["gone"], weights, False),
         "place": _figures(tallies["place"], weights, False),
         "same": _figures(tallies["same"], weights, False),
     }

@@ -195,14 +195,19 @@ def test_worlds_of_several_players_and_of_continuous_actions_are_measured_with_a
     held = replace(held, clips=replace(held.clips, rewards=np.zeros((5, 21, len(model.spec.players)), np.float32)))
     net = InverseDynamics(model.spec).eval()
 
-    measured = evaluate.measure(model, held, Sampling(), lambda _: None, evaluate.Tools(net, filmed=2))
+    def colours(clips: torch.Tensor) -> np.ndarray:
+        assert clips.dtype == torch.uint8 and clips.shape[1:] == (16, 16, 16, 3)
+        return clips.float().mean((1, 2, 3)).numpy()
+
+    measured = evaluate.measure(model, held, Sampling(), lambda _: None, evaluate.Tools(net, colours, filmed=2))
 
     facts = {"source": "x:y", "split": None, "policy": None, "seed": 0, "num_clips": 5, "context": 4, "horizon": 18}
     protocol = Protocol(**facts, temperature=0.0, termination_threshold=0.5)
     report = build(measured, protocol, {"world": "LWM-X-v0", "weights": "0" * 64, "device": "cpu"}, {})
     assert measured.film.shape == (2, 18, 16, 16, 3) and (measured.film[:, 3] == measured.showcase.dreamed[:2, 4]).all()
     assert set(report.rows["idm"]) == {"4", "8", "15", "18"} and report.rows["idm_real"]["18"].value <= 1
-    assert set(report.rows["control"]) == {"1", "4", "8", "15"} and set(report.distances) == {"fd_idm", "kd_idm"}
+    assert set(report.rows["control"]) == {"1", "4", "8", "15"}
+    assert set(report.distances) == {"fd_idm", "kd_idm", "fvd_i3d"} and set(report.distances["fvd_i3d"]) == {"16"}
     assert "fd_idm: 16 frames" in as_table(report)
 
 

@@ -56,6 +56,10 @@ MOUNTS = {
     "train": Mount("lwm_training.commands_train", "train", "Train a world from a recipe."),
     "distill": Mount("lwm_training.commands_distill", "distill", "Distil a large world into a smaller one."),
     "evaluate": Mount("lwm_training.commands_evaluate", "evaluate", "Measure a world against the real game."),
+    "gallery": Mount(
+        "lwm_training.gallery", "gallery", "Draw one picture of all worlds, a row of dreamed frames each."
+    ),
+    "idm": Mount("lwm_training.commands_idm", "idm", "Train the net by which lwm evaluate measures obedience."),
 }
 
 

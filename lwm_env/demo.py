@@ -130,15 +130,22 @@ def _check_output(out: Path) -> None:
         raise missing_extra("moviepy", "video") from error
 
 
-def write_video(out: Path, frames: list[np.ndarray], fps: int) -> None:
+def write_video(
+    out: Path, frames: list[np.ndarray], fps: int, side: int = VIDEO_SIDE, quality: int | None = None
+) -> None:
     """Write uint8 (H, W, 3) frames as H.264, enlarged without smoothing; the file appears only when it is whole.
+
+    Args:
+        side: pixels that the shorter side has at least, by a whole factor.
+        quality: H.264's constant rate factor, 0 to 51; higher is smaller and worse. None is the encoder's own.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
     from moviepy import VideoClip
 
-    scale = max(1, VIDEO_SIDE // min(frames[0].shape[:2]))
+    scale = max(1, side // min(frames[0].shape[:2]))
+    asked = [] if quality is None else ["-crf", str(quality)]
 
     def frame_at(t: float) -> np.ndarray:
         frame = frames[min(round(t * fps), len(frames) - 1)]
@@ -147,7 +154,7 @@ def write_video(out: Path, frames: list[np.ndarray], fps: int) -> None:
     partial = out.with_name(f".{out.stem}.part.mp4")
     try:
         clip = VideoClip(frame_at, duration=len(frames) / fps)
-        clip.write_videofile(str(partial), fps=fps, codec="libx264", audio=False, logger=None)
+        clip.write_videofile(str(partial), fps=fps, codec="libx264", audio=False, logger=None, ffmpeg_params=asked)
         partial.replace(out)
     except OSError as error:
         reason = str(error)[-200:]

@@ -3,8 +3,8 @@
 Shapes: B clips, S steps with ground truth, T steps dreamed, P players.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -17,15 +17,27 @@ from lwm_env.tokenizer import to_pixels
 from lwm_training import metrics, tally
 from lwm_training.event_metrics import Happenings, best_threshold
 from lwm_training.held_out import HeldOut, Progress
+from lwm_training.inverse_dynamics import InverseDynamics
+from lwm_training.readings import WINDOW, describe, obedience, open_reader, read_real, spread
 from lwm_training.rollout import Dream, Dreamer, Sampling, reconstruct, roll
 from lwm_training.scroll import seen_pixels
-from lwm_training.tally import Tally
+from lwm_training.tally import Sums, Tally
 
 HORIZONS = (1, 4, 8, 15, 30, 60, 300, 900)
 TRUTH = 60  # steps with ground truth; further ones are measured without
 CONTROL = 15  # steps dreamed with random actions
 CHUNK = 32  # clips dreamed together
 SHOWN = 6  # clips kept for pictures
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What may be measured besides: with an inverse-dynamics net; with other features of clips, uint8 (B, 16, H, W, 3)
+    -> (B, D); and of how many clips every dreamed frame is kept."""
+
+    net: InverseDynamics | None = None
+    features: Callable[[Tensor], np.ndarray] | None = None
+    filmed: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,9 @@ class Showcase:
 class Measured:
     """Everything that figures are made of.
 
-    tallies: by name, see `_compare` and `_measure_control`; colours: dreamed and real counts, each {horizon: float64
-    (B, 512)}.
+    tallies: by name, see `_compare`, `_measure_control` and `obedience`; colours: dreamed and real counts, each
+    {horizon: float64 (B, 512)}; descriptors: by name, of dreamed and of real clips, each (B, K, D); film: uint8
+    (filmed, T, H, W, 3), dreamed.
     """
 
     tallies: dict[str, Tally]
@@ -51,6 +64,8 @@ class Measured:
     real_colours: dict[int, np.ndarray]
     happenings: Happenings
     showcase: Showcase
+    descriptors: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    film: np.ndarray | None = None
 
 
 def horizons_until(horizon: int) -> tuple[int, ...]:
@@ -58,24 +73,33 @@ def horizons_until(horizon: int) -> tuple[int, ...]:
     return (*(step for step in HORIZONS if step < horizon), horizon)
 
 
-def measure(model: Dreamer, held_out: HeldOut, sampling: Sampling, progress: Progress) -> Measured:
+def measure(
+    model: Dreamer, held_out: HeldOut, sampling: Sampling, progress: Progress, tools: Tools | None = None
+) -> Measured:
     """Dream all clips with their true actions, a part of the steps again with random ones, and compare.
 
     Args:
         held_out: clips that the model was not trained on.
         progress: called with the number of frames dreamed.
+        tools: what is measured besides.
     """
-    parts, first = [], sampling.first_clip
+    parts, first, tools, variances = [], sampling.first_clip, tools or Tools(), spread(held_out)
     for chunk in held_out.chunks(CHUNK):
         chosen = Sampling(sampling.temperature, sampling.seed, first)
-        parts.append(_measure_chunk(model, chunk, chosen, progress))
+        parts.append(_measure_chunk(model, chunk, chosen, progress, tools, variances))
         first += len(chunk)
+        tools = Tools(tools.net, tools.features)  # only the first clips are filmed
     return Measured(
         tallies={name: tally.join([part.tallies[name] for part in parts]) for name in parts[0].tallies},
         dreamed_colours=_join_colours([part.dreamed_colours for part in parts]),
         real_colours=_join_colours([part.real_colours for part in parts]),
         happenings=_join_happenings([part.happenings for part in parts]),
         showcase=parts[0].showcase,
+        descriptors={
+            name: tuple(np.concatenate([part.descriptors[name][side] for part in parts]) for side in (0, 1))
+            for name in parts[0].descriptors
+        },
+        film=parts[0].film,
     )
 
 
@@ -99,12 +123,34 @@ def _inputs(chunk: HeldOut, num_steps: int) -> tuple[Tensor, Tensor]:
     return frames, torch.from_numpy(chunk.actions[:, : chunk.context - 1 + num_steps])
 
 
-def _measure_chunk(model: Dreamer, chunk: HeldOut, sampling: Sampling, progress: Progress) -> Measured:
+def _measure_chunk(
+    model: Dreamer,
+    chunk: HeldOut,
+    sampling: Sampling,
+    progress: Progress,
+    tools: Tools,
+    variances: np.ndarray | None,
+) -> Measured:
     horizons = horizons_until(chunk.horizon)
     kept = {*range(1, chunk.truth + 1), *horizons}
-    dream = roll(model, *_inputs(chunk, chunk.horizon), kept, sampling, progress)
+    reader, film = tools.net and open_reader(tools.net, chunk), []
+
+    def watch(step: int, frames: Tensor) -> None:
+        if reader:
+            reader.show_all(chunk.context - 1 + step, frames.numpy())
+        if tools.filmed:
+            film.append(frames[: tools.filmed].numpy())
+
+    dream = roll(model, *_inputs(chunk, chunk.horizon), kept, sampling, progress, watch)
     tallies = _compare(model, chunk, dream)
     tallies["control"] = _measure_control(model, chunk, sampling, progress)
+    described = {}
+    if reader:
+        real_reading = chunk.reading or read_real(tools.net, chunk)
+        tallies |= obedience(reader.reading, real_reading, chunk, horizons, variances)
+        described = describe(reader.reading, real_reading, chunk)
+    if tools.features and chunk.truth >= WINDOW:
+        described["i3d"] = _featured(tools.features, chunk, dream)
     real = chunk.clips.observations[:SHOWN, chunk.context - 1 :]
     shown = [torch.from_numpy(real[:, 0]), *(dream.frames[step][:SHOWN] for step in range(1, chunk.truth + 1))]
     return Measured(
@@ -112,18 +158,30 @@ def _measure_chunk(model: Dreamer, chunk: HeldOut, sampling: Sampling, progress:
         **_colours(chunk, dream, horizons),
         happenings=_happenings(dream, chunk),
         showcase=Showcase(real, torch.stack(shown, 1).numpy(), chunk.valid[:SHOWN]),
+        descriptors=described,
+        film=np.stack(film, 1) if film else None,
     )
+
+
+def _featured(features: Callable[[Tensor], np.ndarray], chunk: HeldOut, dream: Dream) -> tuple[np.ndarray, np.ndarray]:
+    """Other features of the first 16 frames, (B, 1, D); NaN where the real episode is over before."""
+    dreamed = torch.stack([dream.frames[step] for step in range(1, WINDOW + 1)], 1)
+    real = torch.from_numpy(chunk.clips.observations[:, chunk.context : chunk.context + WINDOW])
+    runs = chunk.valid[:, WINDOW - 1, None]
+    ours, theirs = (np.where(runs, features(clips), np.nan)[:, None] for clips in (dreamed, real))
+    return ours, theirs
 
 
 def _compare(model: Dreamer, chunk: HeldOut, dream: Dream) -> dict[str, Tally]:
     """Dream and baselines against the truth: squared errors of all steps (dream, copy, seen, codec), SSIM at the
     horizons (dream_ssim, ...), sharpness with that of the real frames as the count, surprise, and how far the camera is
-    off where the real one is known (camera), with how many are less than a pixel off (on_course)."""
+    off where the real one is known (camera), with how many are less than a pixel off (on_course). Beyond the truth
+    squared errors (dream_far, copy_far) where real frames were kept."""
     real = torch.from_numpy(chunk.clips.observations[:, chunk.context :])
     valid = torch.from_numpy(chunk.valid)
     copy = torch.from_numpy(chunk.clips.observations[:, chunk.context - 1])
     seen = seen_pixels(torch.from_numpy(chunk.clips.observations), chunk.context).mask[:, chunk.context :]
-    sums = _Sums(valid)
+    sums = Sums(valid)
     astray, known = _astray(dream, torch.from_numpy(chunk.clips.observations[:, chunk.context - 1 :]))
     steps = range(1, chunk.truth + 1)
     energies = torch.stack([metrics.sharpness(real[:, step - 1]) for step in steps], 1)
@@ -148,6 +206,17 @@ def _compare(model: Dreamer, chunk: HeldOut, dream: Dream) -> dict[str, Tally]:
     for step in sorted(step for step in dream.frames if step > chunk.truth):  # no truth: against the clip's real frames
         sums.add("sharpness", step, metrics.sharpness(dream.frames[step]), typical)
         sums.add("surprise", step, dream.surprise[:, step - 1], torch.ones(len(real)))
+    return sums.tallies() | _compare_far(chunk, dream, copy)
+
+
+def _compare_far(chunk: HeldOut, dream: Dream, copy: Tensor) -> dict[str, Tally]:
+    if chunk.far is None:
+        return {}
+    sums = Sums(torch.from_numpy(chunk.far.valid), chunk.far.steps)
+    for column, step in enumerate(chunk.far.steps):
+        true = torch.from_numpy(chunk.far.frames[:, column])
+        sums.add("dream_far", step, *metrics.squared_error(dream.frames[step], true))
+        sums.add("copy_far", step, *metrics.squared_error(copy, true))
     return sums.tallies()
 
 
@@ -159,24 +228,6 @@ def _astray(dream: Dream, real: Tensor) -> tuple[Tensor, Tensor]:
     known = torch.stack([sure for _, sure in seen], 1).cumprod(1)
     off = (dream.places[:, : places.shape[1]] - places).abs().amax(2)
     return off.nan_to_num(), known * ~off.isnan()
-
-
-class _Sums:
-    """Totals and counts as they come in; steps that are not valid count nothing."""
-
-    def __init__(self, valid: Tensor) -> None:
-        self._valid, self._columns = valid.double(), {}
-
-    def add(self, name: str, step: int, totals: Tensor, counts: Tensor) -> None:
-        shown = self._valid[:, step - 1] if step <= self._valid.shape[1] else torch.ones(len(self._valid))
-        columns = [torch.where(shown > 0, values.double(), 0.0).numpy() for values in (totals, counts)]
-        self._columns.setdefault(name, {})[step] = columns
-
-    def tallies(self) -> dict[str, Tally]:
-        return {
-            name: Tally(tuple(steps), *(np.stack(arrays, 1) for arrays in zip(*steps.values(), strict=True)))
-            for name, steps in self._columns.items()
-        }
 
 
 def _measure_control(model: Dreamer, chunk: HeldOut, sampling: Sampling, progress: Progress) -> Tally:
@@ -193,7 +244,7 @@ def _measure_control(model: Dreamer, chunk: HeldOut, sampling: Sampling, progres
         drawn = torch.from_numpy(rng.integers(spec.dim, size=played.shape))
     actions = torch.cat([actions[:, : chunk.context - 1], drawn], 1)
     dream = roll(model, frames, actions, steps, sampling, progress)
-    sums = _Sums(torch.from_numpy(chunk.valid))
+    sums = Sums(torch.from_numpy(chunk.valid))
     for step in steps:
         true = torch.from_numpy(chunk.clips.observations[:, chunk.context - 1 + step])
         sums.add("control", step, *metrics.squared_error(dream.frames[step], true))

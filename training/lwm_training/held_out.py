@@ -3,7 +3,7 @@
 Shapes: N copies of the game, B clips, C context frames, S steps with ground truth, T >= S steps with actions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,25 @@ from lwm_training.source import Source, Step
 
 if TYPE_CHECKING:
     from lwm_training.episodes import EpisodeStore
+    from lwm_training.readings import Reading
 
 NUM_ENVS = 64
 SEED_OFFSET = 1 << 30  # training plays with small seeds, and games without levels must be evaluated on others
 LONGEST_WAIT = 200  # steps of play between two clips of one copy, drawn evenly
 Progress = Callable[[int], object]  # told how many more units are done
+# Is shown every real frame as it is played: clips (R,), the frame's index in each, frames (R, H, W, 3), and whether an
+# episode ended before it (R,). Index 0 begins a clip, perhaps again.
+Watch = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], object]
+
+
+@dataclass(frozen=True)
+class Far:
+    """Real frames further ahead than the clips: steps after the context, frames uint8 (B, K, H, W, 3), and valid bool
+    (B, K), whether the episode of the context still runs."""
+
+    steps: tuple[int, ...]
+    frames: np.ndarray
+    valid: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -32,13 +46,16 @@ class HeldOut:
 
     actions: (B, C - 1 + T, P) or (B, C - 1 + T, P, A), those of the clips first. What follows the end of an episode is
     not valid, but goes on being played, so a dream of any length has actions to follow.
-    split: whose levels, as far as it is known.
+    split: whose levels, as far as it is known. far: frames beyond the truth. reading: what an inverse-dynamics net read
+    of the real frames of all steps while they were played.
     """
 
     clips: Clips
     context: int
     actions: np.ndarray
     split: str | None = None
+    far: Far | None = None
+    reading: "Reading | None" = None
 
     @property
     def truth(self) -> int:
@@ -62,8 +79,9 @@ class HeldOut:
         """The same in parts of at most `size` clips, views of this one."""
         for first in range(0, len(self), size):
             rows = slice(first, first + size)
-            parts = self.clips[rows]
-            yield replace(self, clips=parts, actions=self.actions[rows])
+            far = self.far and Far(self.far.steps, self.far.frames[rows], self.far.valid[rows])
+            reading = self.reading and self.reading[rows]
+            yield replace(self, clips=self.clips[rows], actions=self.actions[rows], far=far, reading=reading)
 
 
 def from_clips(clips: Clips, context: int) -> HeldOut:
@@ -92,6 +110,7 @@ class Wanted:
     horizon: int  # steps with actions after it
     policy: str = "sticky"  # as in `lwm collect --policy`
     seed: int = 0
+    far: tuple[int, ...] = ()  # steps beyond the truth whose frames are kept
 
     @property
     def num_true(self) -> int:
@@ -102,11 +121,14 @@ class Wanted:
         return self.context - 1 + self.horizon
 
 
-def play_clips(spec: WorldSpec, split: str, wanted: Wanted, progress: Progress) -> HeldOut:
+def play_clips(
+    spec: WorldSpec, split: str, wanted: Wanted, progress: Progress, watches: Sequence[Watch] = ()
+) -> HeldOut:
     """Play the real game behind a world, on the levels of a split.
 
     Args:
         progress: called with 1 for every clip that is done.
+        watches: see every frame of every clip, also those that are not kept.
 
     Raises:
         UnknownWorld, MissingExtra, ConfigMismatch, InvalidInput: see `open_spec_source` and `parse_policy`.
@@ -116,7 +138,7 @@ def play_clips(spec: WorldSpec, split: str, wanted: Wanted, progress: Progress) 
     num_envs = min(NUM_ENVS, wanted.num_clips)
     source = open_spec_source(spec, num_envs, SEED_OFFSET + wanted.seed * num_envs, split)
     try:
-        return replace(record(source, spec, wanted, progress), split=split)
+        return replace(record(source, spec, wanted, progress, watches), split=split)
     finally:
         source.close()
 
@@ -159,36 +181,51 @@ def _check_layout(store: "EpisodeStore", spec: WorldSpec) -> None:
             )
 
 
-def record(source: Source, spec: WorldSpec, wanted: Wanted, progress: Progress) -> HeldOut:
+def record(
+    source: Source, spec: WorldSpec, wanted: Wanted, progress: Progress, watches: Sequence[Watch] = ()
+) -> HeldOut:
     """Clips from random places of what is played in a source with the world's spaces; see `play_clips`."""
     rng = np.random.default_rng([wanted.seed, 1])  # the policy draws from the seed itself
-    policy = _policy(source, spec, wanted)
+    policy = parse_player(source, spec, wanted.policy, wanted.seed)
     tape, jobs = _Tape(spec, wanted), _Jobs(source.num_envs, wanted, rng)
     frames, over = source.reset(), np.zeros(source.num_envs, bool)
     restarted = ~over
     while jobs.left:
         rows, clips = jobs.begin(over)
         tape.observations[clips, 0] = frames[rows]
+        for watch in watches:
+            watch(clips, np.zeros(len(clips), int), frames[rows], np.zeros(len(clips), bool))
         actions = policy.act(frames, restarted)
         step = source.step(actions)
-        tape.write(jobs, actions, step, over)
+        rows, clips, steps = tape.write(jobs, actions, step, over)
+        for watch in watches:
+            watch(clips, steps + 1, step.observations[rows], over[rows])
         frames, restarted, over = step.observations, over, step.terminations | step.truncations
         progress(jobs.advance(over))
-    valid = ~np.logical_or.accumulate(tape.crossings, axis=1)
-    clips = Clips(tape.observations, tape.actions[:, : wanted.num_true], tape.rewards, tape.terminations, valid)
-    return HeldOut(clips, wanted.context, tape.actions)
+    left = np.logical_or.accumulate(tape.crossings, axis=1)  # the episode of the context
+    clips = Clips(
+        tape.observations,
+        tape.actions[:, : wanted.num_true],
+        tape.rewards,
+        tape.terminations,
+        ~left[:, : wanted.num_true],
+    )
+    ends = [wanted.context - 2 + step for step in wanted.far]
+    far = Far(wanted.far, tape.far, ~left[:, ends]) if wanted.far else None
+    return HeldOut(clips, wanted.context, tape.actions, far=far)
 
 
-def _policy(source: Source, spec: WorldSpec, wanted: Wanted) -> Policy:
+def parse_player(source: Source, spec: WorldSpec, policy: str, seed: int) -> Policy:
+    """Who plays the copies of a source, by a policy's text."""
     players = Players(
         action_space=source.action_space,
         num_envs=source.num_envs,
         num_players=len(spec.players),
-        seed=wanted.seed,
+        seed=seed,
         weights=spec.actions.sticky_weights if isinstance(spec.actions, DiscreteActions) else (),
         script=load_script(spec) if spec.script else None,
     )
-    return parse_policy(wanted.policy, players)
+    return parse_policy(policy, players)
 
 
 class _Tape:
@@ -202,19 +239,26 @@ class _Tape:
         self.actions = np.zeros((num_clips, wanted.num_steps, *action), np.int64 if discrete else np.float32)
         self.rewards = np.zeros((num_clips, num_true, players), np.float32)
         self.terminations = np.zeros((num_clips, num_true), bool)
-        self.crossings = np.zeros((num_clips, num_true), bool)  # steps that lead into the next episode
+        self.crossings = np.zeros((num_clips, wanted.num_steps), bool)  # steps that lead into the next episode
+        self.far = np.zeros((num_clips, len(wanted.far), *spec.frame_size, 3), np.uint8)
+        self._far_steps = [wanted.context - 2 + step for step in wanted.far]
 
-    def write(self, jobs: "_Jobs", actions: np.ndarray, step: Step, over: np.ndarray) -> None:
-        """One step of the copies that record."""
+    def write(
+        self, jobs: "_Jobs", actions: np.ndarray, step: Step, over: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One step of the copies that record; which copies these are, their clips, and the step in each."""
         rows = np.flatnonzero(jobs.clip >= 0)
         clips, steps = jobs.clip[rows], jobs.step[rows]
         self.actions[clips, steps] = actions[rows]
-        true = steps < self.crossings.shape[1]
-        rows, clips, steps = rows[true], clips[true], steps[true]
-        self.observations[clips, steps + 1] = step.observations[rows]
-        self.rewards[clips, steps] = step.rewards[rows]
-        self.terminations[clips, steps] = step.terminations[rows]
         self.crossings[clips, steps] = over[rows]
+        for column, far in enumerate(self._far_steps):
+            self.far[clips[steps == far], column] = step.observations[rows[steps == far]]
+        true = steps < self.terminations.shape[1]
+        kept, into, at = rows[true], clips[true], steps[true]
+        self.observations[into, at + 1] = step.observations[kept]
+        self.rewards[into, at] = step.rewards[kept]
+        self.terminations[into, at] = step.terminations[kept]
+        return rows, clips, steps
 
 
 class _Jobs:

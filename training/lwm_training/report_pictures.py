@@ -86,11 +86,10 @@ def check_matplotlib() -> None:
 
 def plots(report: Report) -> dict[str, bytes]:
     """PNG files by name."""
-    return {
-        "psnr.png": _plot(report, _draw_psnr),
-        "drift.png": _plot(report, _draw_drift),
-        "events.png": _plot(report, _draw_events),
-    }
+    draws = {"psnr.png": _draw_psnr, "drift.png": _draw_drift, "events.png": _draw_events}
+    if "idm" in report.rows:
+        draws["obedience.png"] = _draw_obedience
+    return {name: _plot(report, draw) for name, draw in draws.items()}
 
 
 def _plot(report: Report, draw: Callable[["Axes", Report], None]) -> bytes:
@@ -120,6 +119,8 @@ def _draw_psnr(axes: "Axes", report: Report) -> None:
         values = np.array([[figure.value, figure.low, figure.high] for figure in known.values()], float).reshape(-1, 3)
         spread = np.nan_to_num(np.abs(values[:, 1:] - values[:, :1])).T
         axes.errorbar(list(known), values[:, 0], spread, fmt="o", markersize=3, color=colour, label=label, capsize=2)
+        if max(known, default=0) > len(report.curves["psnr_dream"]):
+            axes.set_xscale("log")
     axes.set(xlabel="steps after the context", ylabel="pooled PSNR, dB")
 
 
@@ -140,3 +141,10 @@ def _draw_events(axes: "Axes", report: Report) -> None:
     axes.plot(THRESHOLDS, np.array(report.threshold_f1, float), label="termination F1 of these clips", color="C3")
     axes.axvline(report.protocol.termination_threshold, color="C7", linestyle="--", label="the world's threshold")
     axes.set(xlabel="termination threshold", ylim=(0, 1))
+
+
+def _draw_obedience(axes: "Axes", report: Report) -> None:
+    for row, label, colour in (("idm", "read from the dream", "C0"), ("idm_real", "read from real frames", "C2")):
+        known = {int(step): figure.value for step, figure in report.rows[row].items() if figure.value is not None}
+        axes.plot(list(known), list(known.values()), "o-", markersize=3, color=colour, label=label)
+    axes.set(xlabel="steps after the context", ylabel="true actions", ylim=(0, 1), xscale="log")

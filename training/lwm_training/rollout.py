@@ -3,7 +3,7 @@
 Shapes: B clips, C context frames, T steps, P players, A action numbers.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,7 +52,13 @@ class Sampling:
 
 @torch.inference_mode()
 def roll(
-    model: Dreamer, frames: Tensor, actions: Tensor, kept: Collection[int], sampling: Sampling, progress: Progress
+    model: Dreamer,
+    frames: Tensor,
+    actions: Tensor,
+    kept: Collection[int],
+    sampling: Sampling,
+    progress: Progress,
+    watch: Callable[[int, Tensor], object] | None = None,
 ) -> Dream:
     """Dream on from real frames.
 
@@ -61,19 +67,25 @@ def roll(
         actions: (B, C - 1 + T, P) or (B, C - 1 + T, P, A); the first C - 1 led through the context.
         kept: the steps, from 1, whose frames are returned.
         progress: called with B after every step.
+        watch: called with every step and its frames, uint8 (B, H, W, 3) on the CPU, also those that are not kept.
     """
     device, context = model.reward_values.device, frames.shape[1]
     frames, actions = frames.to(device), actions.to(device)
     state = model.start(frames, actions[:, : context - 1])
     numbers = range(sampling.first_clip, sampling.first_clip + len(frames))
     keys = torch.tensor([episode_key(sampling.seed, number) for number in numbers], device=device)
-    place = state.get("offset", torch.full((len(frames), 2), torch.nan, device=device))
+    still = hasattr(model, "config") and not model.config.camera.max_motion
+    unknown = torch.full((len(frames), 2), torch.nan, device=device)
+    place = unknown if still else state.get("offset", unknown)
     pictures, outputs = {}, []
     for step, action in enumerate(actions[:, context - 1 :].unbind(1)):
         noise = gumbel(keys, torch.full_like(keys, step), model.noise_dim) if sampling.temperature > 0 else None
         state, out = model.step(state, action, noise, sampling.temperature)
+        frame = out.frame.cpu() if watch or step + 1 in kept else None
+        if watch:
+            watch(step + 1, frame)
         if step + 1 in kept:
-            pictures[step + 1] = out.frame.cpu()
+            pictures[step + 1] = frame
         place = place + state["motion"][:, :2] if "motion" in state else place
         outputs.append((place, out.reward, out.terminated_prob, out.surprise))
         progress(len(frames))

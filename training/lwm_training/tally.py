@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 RESAMPLES = 1000
 
@@ -34,6 +36,27 @@ class Tally:
         """The same for some of the steps."""
         columns = [self.steps.index(step) for step in steps]
         return Tally(tuple(steps), self.totals[:, columns], self.counts[:, columns])
+
+
+class Sums:
+    """Totals and counts as they come in; steps that are not valid count nothing, those that it is not known of do."""
+
+    def __init__(self, valid: Tensor, steps: Sequence[int] | None = None) -> None:
+        """`valid` (B, S) is of the steps from 1 on, or of `steps`."""
+        steps = range(1, valid.shape[1] + 1) if steps is None else steps
+        self._valid, self._columns = dict(zip(steps, valid.double().unbind(1), strict=True)), {}
+        self._all = torch.ones(len(valid), dtype=torch.float64)
+
+    def add(self, name: str, step: int, totals: Tensor, counts: Tensor) -> None:
+        shown = self._valid.get(step, self._all)
+        columns = [torch.where(shown > 0, values.double(), 0.0).numpy() for values in (totals, counts)]
+        self._columns.setdefault(name, {})[step] = columns
+
+    def tallies(self) -> dict[str, Tally]:
+        return {
+            name: Tally(tuple(steps), *(np.stack(arrays, 1) for arrays in zip(*steps.values(), strict=True)))
+            for name, steps in self._columns.items()
+        }
 
 
 def join(parts: Sequence[Tally]) -> Tally:

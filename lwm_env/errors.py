@@ -39,6 +39,10 @@ class TrainingDiverged(LwmError, RuntimeError):
     """The loss stayed not-finite after falling back to the last good checkpoint."""
 
 
+class UnfamiliarPrompt(UserWarning):
+    """A picture to start from is far from what the world was trained on; it was taken nevertheless."""
+
+
 def missing_extra(package: str, extra: str) -> MissingExtra:
     """The error for `package`, which comes with `pip install "lwm-env[extra]"`."""
     return MissingExtra(

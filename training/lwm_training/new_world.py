@@ -17,7 +17,7 @@ import numpy as np
 
 from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, StorageError, missing_extra
-from lwm_env.presets import PRESETS
+from lwm_env.presets import preset
 from lwm_env.world_model import WorldModel
 from lwm_env.worlds.install import check_id, install_world
 from lwm_env.worlds.storage import replace_file
@@ -27,6 +27,7 @@ from lwm_training.sources import resolve
 
 RECIPE, DATA, TRAINING, PROGRESS = "RECIPE.toml", "data", "training", "progress.json"
 MODULES = {"data": ("h5py", "hdf5plugin", "cv2"), "train": ("accelerate", "tensorboard", "matplotlib")}  # by extra
+NOT_PLAYED = {"id", "description", "render_fps", "temperature", "termination_threshold", "reward_values"}
 CALIBRATION_SEED = 500_000  # the threshold is not chosen on the clips of the report
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class NewWorld:
 
         world_id = f"LWM-{wishes.name or propose.world_name(wishes.source)}-v0"
         check_id(world_id)
-        PRESETS["nano"].override({"frame_size": wishes.frame_size})  # its error names the sizes that do
+        preset("nano", frame_size=wishes.frame_size)  # its error names the sizes that do
         self.tell(f"recipe: playing {library}:{game} a little")
         found = probe(f"{library}:{game}", wishes.options, wishes.frame_size)
         text = propose.recipe_text(found, world_id, (self.out / DATA).as_posix(), wishes.minutes, wishes.camera)
@@ -97,7 +98,8 @@ class NewWorld:
     def collect(self) -> None:
         """Record play until there are as many frames as asked for; then add rewards that the probe did not meet."""
         recipe, wishes = self.recipe(), self.wishes
-        key = _digest([recipe.world.model_dump(mode="json"), recipe.data.policy, recipe.train.seed, wishes.frames])
+        played = recipe.world.model_dump(mode="json", exclude=NOT_PLAYED)
+        key = _digest([played, recipe.data.policy, recipe.train.seed, wishes.frames])
         if self._is_done("collect", key):
             return
         from lwm_training.collect import CollectPlan, collect_with_bar
@@ -113,8 +115,6 @@ class NewWorld:
         self.tell(f"collect: {wishes.frames} frames into {plan.out}")
         facts = collect_with_bar(plan)
         self._add_rewards(recipe)
-        recipe = self.recipe()
-        key = _digest([recipe.world.model_dump(mode="json"), recipe.data.policy, recipe.train.seed, wishes.frames])
         self._note("collect", key, {"frames": facts["frames"]})
 
     def train(self) -> Path:

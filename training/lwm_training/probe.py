@@ -145,10 +145,7 @@ def _cells(difference: torch.Tensor) -> torch.Tensor:
 
 
 def _gymnasium_traits(game: str, options: dict[str, Any]) -> Traits:
-    from lwm_training.source_rows import GymnasiumRow
-
-    GymnasiumRow(game, options, SourceConfig()).close()  # its errors are typed
-    env = gym.make(game, **options)
+    env = _gymnasium_env(game, options)
     try:
         modes = env.metadata.get("render_modes") or []
         if image_converter(env.observation_space) is None and "rgb_array" not in modes:
@@ -163,6 +160,16 @@ def _gymnasium_traits(game: str, options: dict[str, Any]) -> Traits:
         return Traits(meanings_of(env.unwrapped, int(count)), round(fps) if fps else None, limit)
     finally:
         env.close()
+
+
+def _gymnasium_env(game: str, options: dict[str, Any]) -> gym.Env:
+    from lwm_training.source_rows import GymnasiumRow
+
+    try:
+        return gym.make(game, **options)
+    except (gym.error.Error, ImportError, TypeError, ValueError):
+        GymnasiumRow(game, options, SourceConfig()).close()  # imports Atari's games, or says what is wrong
+        return gym.make(game, **options)
 
 
 def _envpool_traits(game: str, options: dict[str, Any]) -> Traits:

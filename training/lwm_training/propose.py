@@ -91,7 +91,7 @@ def _head(probe: Probe, world_id: str) -> str:
 [world]
 id = "{world_id}"
 description = {json.dumps(f"Learned from {probe.source} by lwm new.")}
-frame_size = {json.dumps(list(probe.frame_size))} # height, width; multiples of 16
+frame_size = {json.dumps(list(probe.frame_size))} # height, width; multiples of 8
 players = {players}
 # The rewards that the world can give. Seen: {seen}.
 {reward_line(reward_values(probe.rewards))}

@@ -130,6 +130,16 @@ def test_another_game_in_the_same_folder_is_refused(tmp_path):
         NewWorld(Wishes(source="gymnasium:CartPole-v1", out=tmp_path), print).write_recipe()
 
 
+def test_a_recipe_that_streams_needs_no_recording(tmp_path):
+    text = recipe_text(a_probe(source="gymnasium:A-v0"), "LWM-A-v0", "data", 1)
+    (tmp_path / "RECIPE.toml").write_text(re.sub("(?m)^path = .*$", "", text.replace('"store"', '"stream"')))
+    told = []
+
+    NewWorld(Wishes(source="gymnasium:A-v0", out=tmp_path), told.append).collect()
+
+    assert "nothing is recorded" in told[0] and not (tmp_path / "data").exists()
+
+
 def test_damaged_progress_is_told(tmp_path):
     (tmp_path / "progress.json").write_text("{")
 

@@ -77,6 +77,7 @@ class NewWorld:
             known = recipe.world.real.source
             if known != f"{library}:{game}":
                 raise ConfigMismatch(f"{path} is a recipe for {known}, not for {library}:{game}. Choose another --out.")
+            check_id(recipe.world.id)
             self.tell(f"recipe: {path} is there and stands; edit it, or remove it to have it written anew")
             return recipe
         from lwm_training.probe import probe
@@ -98,6 +99,9 @@ class NewWorld:
     def collect(self) -> None:
         """Record play until there are as many frames as asked for; then add rewards that the probe did not meet."""
         recipe, wishes = self.recipe(), self.wishes
+        if recipe.data.kind == "stream":
+            self.tell("collect: nothing is recorded, since the recipe's data are streamed")
+            return
         played = recipe.world.model_dump(mode="json", exclude=NOT_PLAYED)
         key = _digest([played, recipe.data.policy, recipe.train.seed, wishes.frames])
         if self._is_done("collect", key):
@@ -138,7 +142,7 @@ class NewWorld:
         key = _digest([recipe.hash, self.wishes.clips])
         if self._is_done("evaluate", key):
             return
-        context = min(8, *(stage.context for stage in recipe.train.stages if stage.trains != "tokenizer"))
+        context = min([8, *(stage.context for stage in recipe.train.stages if stage.trains != "tokenizer")])
         self.tell(f"evaluate: {self.wishes.clips} clips of play that it was not trained on")
         threshold = self._calibrate(folder, recipe.data.policy, context)
         report(folder, self.wishes.clips, context)
@@ -156,8 +160,11 @@ class NewWorld:
 
     def recipe(self) -> Recipe:
         """RECIPE.toml with the overrides of the command; its data are those in this folder, wherever we stand."""
+        recipe = load_recipe(self.out / RECIPE, self.wishes.overrides)
+        if recipe.data.kind == "stream":
+            return recipe
         path = f"data.path={json.dumps(str(self.out / DATA))}"
-        return load_recipe(self.out / RECIPE, [path, *self.wishes.overrides])
+        return load_recipe(self.out / RECIPE, [*self.wishes.overrides, path])
 
     def _add_rewards(self, recipe: Recipe) -> None:
         """Rewrite the line of the recipe, unless it was edited, if more was recorded than the probe had met."""

@@ -1,4 +1,5 @@
-"""A learned world model that is an environment: importing registers every shipped world with Gymnasium and PettingZoo.
+"""A learned world model that is an environment: importing registers every shipped world, and those that the user
+installed, with Gymnasium and PettingZoo.
 
 The import stays light: it reads the small `world.json` of each world; torch is imported at the first `gym.make`.
 """
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+
+from lwm_env.home import worlds_home
 
 if TYPE_CHECKING:
     from lwm_env.envs.parallel_env import LwmParallelEnv
@@ -25,15 +28,21 @@ def parallel_env(world: str, **options: Any) -> "LwmParallelEnv":
     return LwmParallelEnv(world, **options)
 
 
-def _register_shipped_worlds() -> None:
-    for manifest in sorted(Path(__file__).parent.glob("worlds/*/world.json")):
+def _register_worlds() -> None:
+    """The shipped ones under the names of their folders, then the installed ones, whose ids must be others."""
+    home = worlds_home()
+    shipped = sorted(Path(__file__).parent.glob("worlds/*/world.json"))
+    installed = sorted(home.glob("*/world.json")) if home else []
+    for manifest in [*shipped, *installed]:
         try:
             content = json.loads(manifest.read_bytes())
             spec, restricted = content["spec"], content.get("provenance", {}).get("restricted")
             if restricted:  # see `worlds.restrictions`
                 warnings.warn(f"{manifest} is not registered: its world learned under {restricted}.", stacklevel=2)
                 continue
-            _register(spec["id"], spec["max_episode_steps"], manifest.parent.name)
+            name = manifest.parent.name if manifest in shipped else str(manifest.parent)
+            if manifest in shipped or spec["id"] not in gym.registry:
+                _register(spec["id"], spec["max_episode_steps"], name)
         except (OSError, ValueError, LookupError, TypeError, gym.error.Error) as error:
             # One damaged world must not take the others, or `lwm doctor`, with it.
             warnings.warn(f"{manifest} is damaged and is not registered ({error}). Run `lwm doctor`.", stacklevel=2)
@@ -67,4 +76,4 @@ def _pettingzoo() -> Any:
     return env_registry
 
 
-_register_shipped_worlds()
+_register_worlds()

@@ -53,6 +53,7 @@ MOUNTS = {
     "loadtest": Mount("lwm_env.web.loadtest", "loadtest", "Measure a server with many players at once."),
     "collect": Mount("lwm_training.commands_data", "collect", "Record episodes of a real environment."),
     "data": Mount("lwm_training.commands_data", "data", "Look at, import and export recorded episodes."),
+    "new": Mount("lwm_training.commands_new", "new", "Make a world of any game in one command."),
     "train": Mount("lwm_training.commands_train", "train", "Train a world from a recipe."),
     "distill": Mount("lwm_training.commands_distill", "distill", "Distil a large world into a smaller one."),
     "evaluate": Mount("lwm_training.commands_evaluate", "evaluate", "Measure a world against the real game."),
@@ -121,7 +122,7 @@ def lwm(verbose: int, quiet: bool) -> None:
 
 @lwm.group()
 def envs() -> None:
-    """List the shipped worlds, or show one."""
+    """List the shipped and the installed worlds, or show one."""
 
 
 @envs.command("list")
@@ -130,7 +131,8 @@ def list_envs(as_json: bool) -> None:
     """The ids to give to gym.make."""
     from lwm_env import worlds
 
-    specs = {world_id: worlds.read_spec(folder) for world_id, folder in worlds.shipped().items()}
+    folders = {**worlds.installed(), **worlds.shipped()}
+    specs = {world_id: worlds.read_spec(folder) for world_id, folder in folders.items()}
     if as_json:
         click.echo(json.dumps({world_id: spec.model_dump(mode="json") for world_id, spec in specs.items()}))
         return

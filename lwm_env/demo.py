@@ -2,8 +2,11 @@
 
 import json
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import gymnasium as gym
@@ -12,7 +15,8 @@ from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from lwm_env import worlds
-from lwm_env.errors import InvalidInput, StorageError, missing_extra
+from lwm_env.errors import InvalidInput, StorageError, UnfamiliarPrompt, missing_extra
+from lwm_env.prompt_file import read_prompt
 from lwm_env.spec import ContinuousActions, DiscreteActions
 
 KEEP_PROBABILITY = 0.9  # of holding the keys for one more step
@@ -24,15 +28,19 @@ VIDEO_SIDE = 512  # pixels that the shorter side of the video has at least
 @click.option("--out", type=click.Path(path_type=Path), default="demo.mp4", show_default=True, help="An .mp4.")
 @click.option("--seconds", type=click.FloatRange(min=0.1, max=3600), default=30.0, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the world and the player.")
+@click.option("--from", "start", type=click.Path(path_type=Path), metavar="FILE", help="A picture or clip to begin at.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def demo(world: str, out: Path, seconds: float, seed: int, device: str, as_json: bool) -> None:
+def demo(
+    world: str, out: Path, seconds: float, seed: int, device: str, as_json: bool, start: Path | None = None
+) -> None:
     """Dream WORLD with a scripted player, write a video and tell how fast it went."""
     _check_output(out)
     env = make(world, device)
     try:
         fps = env.metadata["render_fps"]
-        frames, figures = dream(env, max(1, round(seconds * fps)), seed)
+        options = read_prompt(start, env.unwrapped.world_spec) if start else None
+        frames, figures = dream(env, max(1, round(seconds * fps)), seed, options)
     finally:
         env.close()
     write_video(out, frames, fps)
@@ -92,11 +100,17 @@ def make(world: str, device: str = "auto") -> gym.Env:
     )
 
 
-def dream(env: gym.Env, num_frames: int, seed: int) -> tuple[list[np.ndarray], Figures]:
-    """`num_frames` steps of a sticky player: uint8 (H, W, 3) frames and the figures of the run."""
+def dream(
+    env: gym.Env, num_frames: int, seed: int, options: dict[str, Any] | None = None
+) -> tuple[list[np.ndarray], Figures]:
+    """`num_frames` steps of a sticky player: uint8 (H, W, 3) frames and the figures of the run.
+
+    Args:
+        options: of the first reset, such as the frames to start from.
+    """
     spec = worlds.read_spec(env.spec.kwargs["world"])
     player = StickyPlayer(spec.actions, seed)
-    env.reset(seed=seed)
+    told_once(env.reset, seed=seed, options=options)
     frames, seconds, total_reward, num_episodes = [], [], 0.0, 1
     for _ in tqdm(range(num_frames), desc="dreaming", unit="frame", disable=None):
         begin = time.perf_counter()
@@ -116,6 +130,19 @@ def dream(env: gym.Env, num_frames: int, seed: int) -> tuple[list[np.ndarray], F
         total_reward=total_reward,
         frames_per_second=len(timed) / sum(timed),
     )
+
+
+def told_once(call: Callable[..., Any], **arguments: Any) -> Any:
+    """A call whose warning about an unfamiliar picture is a line on stderr instead of a Python warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnfamiliarPrompt)
+        result = call(**arguments)
+    for warning in caught:
+        if issubclass(warning.category, UnfamiliarPrompt):
+            click.echo(f"warning: {warning.message}", err=True)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return result
 
 
 def _check_output(out: Path) -> None:

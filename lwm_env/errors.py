@@ -43,6 +43,10 @@ class TeacherFailed(LwmError, RuntimeError):
     """A teacher's process died, hung, or answered what it should not; what it rendered before is kept."""
 
 
+class UnfamiliarPrompt(UserWarning):
+    """A picture to start from is far from what the world was trained on; it was taken nevertheless."""
+
+
 def missing_extra(package: str, extra: str) -> MissingExtra:
     """The error for `package`, which comes with `pip install "lwm-env[extra]"`."""
     return MissingExtra(

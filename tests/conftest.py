@@ -1,8 +1,11 @@
 """What several tests share: tiny worlds on disk, with random weights, that step in a millisecond."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["LWM_HOME"] = str(Path(__file__).parent / "nobody")  # no world that a developer installed is seen
 
 TINY_SETTINGS = {
     "frame_size": (16, 16), "margin": 8,

@@ -253,3 +253,10 @@ def test_a_clip_that_cuts_to_another_scene_is_lost_from_there_on():
 
     assert seen.lost[0].tolist() == [False, False, True, True]
     assert seen.mask[0, 1].all() and not seen.mask[0, 2:].any()
+
+
+def test_a_camera_that_leaves_the_map_is_lost_from_there_on():
+    seen = seen_pixels(scroll([(60, 6 * step) for step in range(20)], side=16), context=1)
+
+    assert not seen.lost[0, 5] and seen.lost[0, -1]  # the map reaches four screens of 16 pixels
+    assert seen.shifts.abs().max() <= 4 * 16

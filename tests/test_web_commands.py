@@ -1,13 +1,17 @@
 """The commands around the server: window, video, load test."""
 
+import io
 import json
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra web is not installed")
 
 from lwm_env import cli
+from lwm_env.web.play import _last_picture, _open_room
 
 
 def test_the_window_plays(tiny_world, monkeypatch):
@@ -26,6 +30,25 @@ def test_headless_play_writes_a_video(tiny_world, tmp_path):
 
     assert cli.main(["play", str(tiny_world), "--headless", str(out), "--seconds", "1"]) == 0
     assert out.read_bytes()[4:8] == b"ftyp"
+
+
+def test_play_from_a_picture_opens_a_room_that_begins_there(play_server, tiny_spec, tmp_path):
+    picture = np.full((16, 16, 3), (10, 200, 90), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "green.png")
+    pages = []
+
+    _open_room(play_server.url, "LWM-Tiny-v0", _last_picture(tmp_path / "green.png", tiny_spec), pages.append)
+
+    url, _, room = pages[0].partition("/#room=")
+    frame = Image.open(io.BytesIO(play_server.call("GET", f"rooms/{room}/frame")))
+    assert url == play_server.url and np.array_equal(np.asarray(frame), picture)
+
+
+def test_play_from_what_is_no_picture_is_told_before_the_server_starts(tiny_world, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no picture")
+
+    assert cli.main(["play", str(tiny_world), "--from", str(tmp_path / "text.png"), "--port", "0"]) == 1
+    assert "text.png cannot be read" in capsys.readouterr().err
 
 
 def test_the_load_test_prints_its_table(play_server, capsys):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import lwm_env
@@ -17,11 +18,13 @@ pytest.importorskip("fastapi", reason="the extra web is not installed")
 
 from websockets.exceptions import ConnectionClosed
 
+from lwm_env import familiar
 from lwm_env.demo import make
 from lwm_env.errors import InvalidInput, WrongOrder
 from lwm_env.web import protocol
 from lwm_env.web.client import RemoteEnv, ServerError
 from lwm_env.web.protocol import FrameMessage
+from lwm_env.world_model import WorldModel
 
 
 def create(api, world="LWM-Tiny-v0", **more):
@@ -275,14 +278,16 @@ def test_an_altered_snapshot_is_refused_and_changes_nothing(play_server):
     assert _png(play_server, room) == before
 
 
-def test_a_dropped_picture_is_the_first_frame(play_server):
+def test_a_dropped_picture_is_the_first_frame_and_a_strange_one_is_told(play_server, tiny_world):
     room, token = create(play_server, clock="manual")
     file = io.BytesIO()
     Image.new("RGB", (300, 200), (250, 20, 30)).save(file, "PNG")
 
-    play_server.call("POST", f"rooms/{room}/prompt", file.getvalue(), token)
+    answer = play_server.call("POST", f"rooms/{room}/prompt", file.getvalue(), token)
 
-    assert np.array_equal(pixels(_png(play_server, room)), np.full((16, 16, 3), (250, 20, 30)))
+    picture = np.full((16, 16, 3), (250, 20, 30), np.uint8)
+    assert np.array_equal(pixels(_png(play_server, room)), picture)
+    assert answer["warning"] == familiar.unfamiliar(WorldModel.load(tiny_world), torch.from_numpy(picture)[None])
 
 
 @pytest.mark.parametrize("format", ["gif", "mp4"])

@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from torch import Tensor
 
+from lwm_env import familiar
 from lwm_env.engine import Engine
 from lwm_env.envs import facts, inputs
 from lwm_env.envs.loading import RENDER_MODES, open_engine
@@ -85,7 +86,8 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
         Args:
             seed: an integer >= 0 begins its stream of episodes; None goes on to the next (a random stream at first).
             options: `{"frames": uint8 (T, H, W, 3), "actions": (T - 1,)}` starts from these frames, T >= 1, which are
-                resized where needed; the last one is the observation. Other keys are ignored.
+                resized where needed; the last one is the observation. Other keys are ignored. A warning,
+                `UnfamiliarPrompt`, tells when that one is far from what the world was trained on.
 
         Raises:
             InvalidInput, WrongOrder (after `close`): nothing was changed.
@@ -98,6 +100,7 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
             if seed is None and (not engine.ready[0] or self._np_random_seed == -1):  # -1: the user set np_random
                 seed = int(self.np_random.integers(1 << 63))
             frames = engine.reset(np.ones(1, bool), [seed], prompts)
+        familiar.warn_if_unfamiliar(engine.model, prompts, stacklevel=2)
         return self._observation(frames), _first(facts.blank_infos(1))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -9,6 +9,7 @@ from gymnasium.utils import EzPickle
 from gymnasium.utils.seeding import np_random
 from pettingzoo import AECEnv, ParallelEnv
 
+from lwm_env import familiar
 from lwm_env.engine import Engine
 from lwm_env.envs import facts, inputs
 from lwm_env.envs.loading import RENDER_MODES, open_engine
@@ -89,6 +90,7 @@ class LwmParallelEnv(ParallelEnv[str, Any, Any], EzPickle):
             if seed is None and not engine.ready[0]:
                 seed = int(np_random()[0].integers(1 << 63))
             frames = engine.reset(np.ones(1, bool), [seed], prompts)
+            familiar.warn_if_unfamiliar(engine.model, prompts, stacklevel=2)
             self.agents = list(self.possible_agents)
             return self._observations(frames), self._infos(facts.blank_infos(1))
 

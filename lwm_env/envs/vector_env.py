@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from lwm_env import familiar
 from lwm_env.engine import Engine
 from lwm_env.envs import facts, inputs
 from lwm_env.envs.loading import RENDER_MODES, open_engine
@@ -110,6 +111,8 @@ class LwmVectorEnv(SlotAccess, VectorEnv[Any, Any, Any], EzPickle):
                 if seeds[slot] is None:
                     seeds[slot] = int(self.np_random.integers(1 << 63))
             frames = engine.reset(mask, seeds, prompts)
+            if prompts is not None:
+                familiar.warn_if_unfamiliar(engine.model, (prompts[0][mask], prompts[1][mask]), stacklevel=2)
             return self._observations(frames), self._infos(facts.blank_infos(self.num_envs), mask)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:

@@ -304,10 +304,11 @@ def _add_states(app: FastAPI, lobby: Lobby) -> None:
 
     @app.post("/api/rooms/{room_id}/prompt")
     async def prompt(room: OwnRoom, request: Request) -> dict[str, Any]:
-        """Begin an episode at a picture, the body of the request: PNG, JPEG or WebP."""
+        """Begin an episode at a picture, the body of the request: PNG, JPEG or WebP. `warning` is null or says that it
+        is far from what the world was trained on."""
         data, size = await request.body(), room.world.spec.frame_size
-        await lobby.start_from(room, await asyncio.to_thread(pictures.decode_prompt, data, size))
-        return room.describe()
+        warning = await lobby.start_from(room, await asyncio.to_thread(pictures.decode_prompt, data, size))
+        return {**room.describe(), "warning": warning}
 
     recorder = asyncio.Semaphore(1)  # encoders are hungry
 

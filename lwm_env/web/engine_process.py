@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lwm_env import familiar
 from lwm_env.engine import Engine
 from lwm_env.envs import facts, inputs
 from lwm_env.envs.loading import open_engine
@@ -99,6 +100,7 @@ class EngineProcess:
                 begin = time.perf_counter()
                 engine.step(self._actions(hosted, [0])[0])
                 seconds.append(time.perf_counter() - begin)
+            familiar.least_psnr(engine.model)  # before somebody waits for it
             costs[world_id] = 1000 * sorted(seconds)[WARM_UP_STEPS // 2]
         gc.collect()
         gc.freeze()
@@ -156,8 +158,10 @@ class EngineProcess:
         seed: int | None = None,
         kind: str = "seed",
         temperature: float | None = None,
-    ) -> None:
+    ) -> Message:
         """Give a slot to a room, or another start to its room, and announce its first frame.
+
+        The answer's `warning` says, of a picture that the world does not know, how far it is; else it is None.
 
         Args:
             kind: "seed" begins a stream of episodes (None: goes on to the next one), "snapshot" continues the payload,
@@ -179,6 +183,8 @@ class EngineProcess:
         hosted.tenants[slot] = tenant
         self._publish(hosted, slot, self._first_row(hosted, slot))
         self._announce(world, [slot], 0.0)
+        shown = engine.frames[slot][None].cpu() if kind == "picture" else None
+        return Message({"warning": None if shown is None else familiar.unfamiliar(engine.model, shown)})
 
     def _reset(self, engine: Engine, slot: int, seed: int | None, picture: np.ndarray | None) -> None:
         mask = np.zeros(engine.num_envs, bool)

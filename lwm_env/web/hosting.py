@@ -121,18 +121,19 @@ class Hosting:
         else:
             await self._start(room, kind="seed", seed=room.seed)
 
-    async def _start(self, room: Room, payload: bytes = b"", /, **start: Any) -> None:
+    async def _start(self, room: Room, payload: bytes = b"", /, **start: Any) -> Message:
         arguments = {"room": room.id, "frame_id": room.frame_id + 1, "temperature": room.temperature}
-        await self.call(room, "open", payload, **arguments, **start)
+        return await self.call(room, "open", payload, **arguments, **start)
 
-    async def start_over(self, room: Room, payload: bytes = b"", /, **start: Any) -> None:
-        """Another start in the slot that a room has; see `EngineProcess._open` for its keywords."""
+    async def start_over(self, room: Room, payload: bytes = b"", /, **start: Any) -> Message:
+        """Another start in the slot that a room has; see `EngineProcess._open` for its keywords and its answer."""
         await self.wake(room)
         async with room.lock:
             room.used_at = time.monotonic()
-            await self._start(room, payload, **start)
+            answer = await self._start(room, payload, **start)
             now = await self.call(room, "snapshot")
             room.snapshots.append((now.facts["frame_id"], now.payload))
+            return answer
 
     async def call(self, room: Room, command: str, payload: bytes = b"", /, **arguments: Any) -> Message:
         """The engine's answer to a command about a room; raises as `Supervisor.call`."""

@@ -198,9 +198,10 @@ class Lobby:
         room.seed = room.seed if seed is None else seed
         await self.hosting.start_over(room, kind="seed", seed=seed)
 
-    async def start_from(self, room: Room, picture: np.ndarray) -> None:
-        """Begin an episode at a picture, uint8 (H, W, 3) in the world's size."""
-        await self.hosting.start_over(room, picture.tobytes(), kind="picture", seed=room.seed)
+    async def start_from(self, room: Room, picture: np.ndarray) -> str | None:
+        """Begin an episode at a picture, uint8 (H, W, 3) in the world's size; a warning if that is not known to it."""
+        answer = await self.hosting.start_over(room, picture.tobytes(), kind="picture", seed=room.seed)
+        return answer.facts.get("warning")
 
     async def restore(self, room: Room, snapshot: bytes) -> None:
         """Go on from a snapshot; Refused when it is not of this world or altered."""

@@ -2,14 +2,19 @@
 
 import json
 import logging
+import threading
 import time
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lwm_env.errors import InvalidInput
+from lwm_env.errors import InvalidInput, LwmError
+
+if TYPE_CHECKING:
+    from lwm_env.spec import WorldSpec
 
 
 @click.command()
@@ -26,6 +31,7 @@ from lwm_env.errors import InvalidInput
     "--seconds", type=click.FloatRange(min=0.1, max=3600), default=30.0, show_default=True, help="Of --headless."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --window and --headless.")
+@click.option("--from", "start", type=click.Path(path_type=Path), metavar="FILE", help="A picture or clip to begin at.")
 @click.pass_context
 def play(ctx: click.Context, world: str | None, **options: Any) -> None:
     """Play WORLD (an id or a folder; all shipped ones without it) in the browser, in real time."""
@@ -34,12 +40,12 @@ def play(ctx: click.Context, world: str | None, **options: Any) -> None:
     if options["headless"]:
         from lwm_env.demo import demo
 
-        names = {"out": options["headless"], "seconds": options["seconds"], "seed": options["seed"]}
+        names = {name: options[name] for name in ("seconds", "seed", "start")} | {"out": options["headless"]}
         ctx.invoke(demo, world=_one_world(world), device=options["device"], as_json=False, **names)
     elif options["window"]:
         from lwm_env.web.window import play_in_window
 
-        play_in_window(_one_world(world), options["device"], options["seed"], options["fps"])
+        play_in_window(_one_world(world), options["device"], options["seed"], options["fps"], start=options["start"])
     else:
         ctx.exit(_serve_page(world, options))
 
@@ -60,15 +66,50 @@ def _serve_page(world: str | None, options: dict[str, Any]) -> int:
         )
     names = ("host", "port", "device", "backend", "fps")
     settings = make_settings(worlds=(world,) if world else (), **{name: options[name] for name in names})
-    fragment = f"#world={next(iter(find_worlds(settings)))}" if world else ""
+    played = next(iter(find_worlds(settings).values()))
+    fragment = f"#world={played.spec.id}" if world else ""
+    picture = _last_picture(options["start"], played.spec) if options["start"] else None
 
     def tell(url: str) -> None:
-        click.echo(f"{url}/{fragment}")
+        if picture is not None:  # the server that we are in has to answer meanwhile
+            threading.Thread(target=_open_room, args=(url, played.spec.id, picture, show), daemon=True).start()
+        else:
+            show(f"{url}/{fragment}")
+
+    def show(page: str) -> None:
+        click.echo(page)
         click.echo("Ctrl-C stops it.", err=True)
         if not options["no_browser"]:
-            webbrowser.open(f"{url}/{fragment}")
+            webbrowser.open(page)
 
     return Server(settings, tell).start()
+
+
+def _last_picture(path: Path, spec: "WorldSpec") -> bytes:
+    """The picture, or the last of a clip, as the PNG that a room begins at."""
+    from lwm_env.prompt_file import read_prompt
+    from lwm_env.web.pictures import encode_png
+
+    return encode_png(read_prompt(path, spec)["frames"][-1])
+
+
+def _open_room(url: str, world: str, picture: bytes, show: Callable[[str], None]) -> None:
+    """Make a room that begins at a picture, and show its page; the plain page if that fails."""
+    from lwm_env.web.client import Api
+    from lwm_env.web.loadtest import wait_until_ready
+
+    try:
+        wait_until_ready(url)
+        api = Api(url)
+        room = api.call("POST", "rooms", {"world": world})
+        warning = api.call("POST", f"rooms/{room['room']}/prompt", picture, room["token"])["warning"]
+    except LwmError as error:
+        click.echo(f"error: the picture could not be taken: {error}", err=True)
+        show(url)
+        return
+    if warning:
+        click.echo(f"warning: {warning}", err=True)
+    show(f"{url}/#room={room['room']}")
 
 
 @click.command()

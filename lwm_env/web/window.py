@@ -2,23 +2,33 @@
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lwm_env.demo import make
+from lwm_env.demo import make, told_once
 from lwm_env.errors import InvalidInput, missing_extra
+from lwm_env.prompt_file import read_prompt
 from lwm_env.spec import DiscreteActions
 
 SIDE = 640  # pixels that the longer side of the window has at least
 ARROWS = {"a": "left", "d": "right", "w": "up", "s": "down"}
 
 
-def play_in_window(world: str, device: str, seed: int, fps: float | None = None, num_frames: int | None = None) -> None:
+def play_in_window(
+    world: str,
+    device: str,
+    seed: int,
+    fps: float | None = None,
+    num_frames: int | None = None,
+    start: Path | None = None,
+) -> None:
     """Play until the window is closed or Escape is pressed. R begins the next episode, P pauses.
 
     Args:
         num_frames: stop after so many steps.
+        start: a picture or clip that the first episode begins at.
 
     Raises:
         MissingExtra: pygame is not installed.
@@ -35,7 +45,8 @@ def play_in_window(world: str, device: str, seed: int, fps: float | None = None,
             raise InvalidInput(
                 f"{spec.id} names no keys, so it cannot be played in a window. Use `lwm play` without it."
             )
-        observation, _ = env.reset(seed=seed)
+        options = read_prompt(start, spec) if start else None
+        observation, _ = told_once(env.reset, seed=seed, options=options)
         scale = max(1, SIDE // max(observation.shape[:2]))
         size = (observation.shape[1] * scale, observation.shape[0] * scale)
         pygame.display.init()

@@ -1,4 +1,5 @@
-"""World folders: finding, reading, verifying and writing them. Every folder here that has a world.json is shipped.
+"""World folders: finding, reading, verifying and writing them. Every folder here that has a world.json is shipped;
+those in the user's own folder (`lwm_env.home`) are installed.
 
 A world folder holds `world.json` (the manifest) and the files it names; other files (a model card, a report) may lie
 beside them. Everything is checked before it is used, and nothing in it is ever executed.
@@ -9,13 +10,14 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, StorageError, UnknownWorld
+from lwm_env.home import worlds_home
 from lwm_env.spec import WorldSpec
 from lwm_env.worlds.storage import previous_folder, replace_folder
 from lwm_env.worlds.tensors import read_tensors
@@ -24,6 +26,7 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "find",
+    "installed",
     "read_manifest",
     "read_spec",
     "read_tensors",
@@ -71,8 +74,18 @@ class Manifest(BaseModel):
 def shipped() -> dict[str, Path]:
     """The folders of the worlds in this installation, by id; a damaged one is left out (`lwm doctor` names it), and so
     is one that learned from something whose licence is restricted."""
+    return _by_id(shipped_folders())
+
+
+def installed() -> dict[str, Path]:
+    """The folders of the worlds that this user installed (`lwm new` does), by id; a damaged one is left out."""
+    home = worlds_home()
+    return _by_id(sorted(path.parent for path in home.glob(f"*/{MANIFEST}"))) if home else {}
+
+
+def _by_id(folders: Iterable[Path]) -> dict[str, Path]:
     worlds = {}
-    for folder in shipped_folders():
+    for folder in folders:
         with contextlib.suppress(CorruptFile, ConfigMismatch, StorageError):
             manifest = read_manifest(folder)
             if not restrictions(manifest.provenance):
@@ -95,6 +108,8 @@ def shipped_folders() -> list[Path]:
 def find(world: str | Path) -> Path:
     """The folder of a world, named by its id (`LWM-Platformer-v0`), its shipped folder (`platformer`) or a path.
 
+    A shipped world goes before an installed one.
+
     Raises:
         UnknownWorld: nothing of that name; the message names the nearest ones.
         InvalidInput: not a name at all.
@@ -102,7 +117,7 @@ def find(world: str | Path) -> Path:
     if not isinstance(world, str | Path):
         raise InvalidInput(f"A world is named by its id or the path of its folder, got {type(world).__name__}.")
     text = str(world)
-    worlds = shipped()
+    worlds = {**installed(), **shipped()}
     slugs = {folder.name: folder for folder in shipped_folders() if not _is_restricted(folder)}
     if text in worlds or text in slugs:
         return worlds.get(text) or slugs[text]
@@ -111,8 +126,10 @@ def find(world: str | Path) -> Path:
             return Path(text)
     names = {name.lower(): name for name in (*worlds, *slugs)}
     nearest = [names[near] for near in difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)]
-    hint = f"Did you mean {' or '.join(nearest)}?" if nearest else f"Shipped worlds: {', '.join(worlds) or 'none'}."
-    raise UnknownWorld(f"No world {text!r:.100}: it is neither shipped nor a folder with a {MANIFEST}. {hint}")
+    hint = f"Did you mean {' or '.join(nearest)}?" if nearest else f"Known worlds: {', '.join(worlds) or 'none'}."
+    raise UnknownWorld(
+        f"No world {text!r:.100}: it is neither shipped nor installed nor a folder with a {MANIFEST}. {hint}"
+    )
 
 
 def _is_restricted(folder: Path) -> bool:

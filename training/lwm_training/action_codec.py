@@ -35,7 +35,10 @@ class ActionCodec:
             low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
             self.space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
         else:
-            raise ConfigMismatch(f"Actions of the kind {native} are not supported; Discrete, Multi... and Box are.")
+            raise ConfigMismatch(
+                f"Actions of the kind {native} are not supported; Discrete, MultiDiscrete, MultiBinary and Box are. "
+                f"Register the game with a wrapper that takes one of these (gymnasium.wrappers.TransformAction)."
+            )
 
     def decode(self, actions: np.ndarray) -> np.ndarray:
         """(R,) int or (R, A) float actions of ours -> the game's, one row each."""

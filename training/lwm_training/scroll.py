@@ -110,8 +110,9 @@ class _Atlas:
         shift, error = _fit(self.map[window], self.known[window], frame, 2)
         self.place = self.place + torch.where(self.lost[:, None], 0, shift)
         size = torch.tensor(self.map.shape[1:]) - torch.tensor([self.height, self.width])
-        edge = ((self.place < REACH + 2) | (self.place > size - REACH - 2)).any(1)
-        self.lost = self.lost | (error > LOST) | edge
+        inside = self.place.clamp(min=REACH + 2).minimum(size - REACH - 2)
+        self.lost = self.lost | (error > LOST) | (self.place != inside).any(1)
+        self.place = inside  # so that the next search stays on the map
 
 
 def _fit(patch: Tensor, known: Tensor, frame: Tensor, reach: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 import difflib
 import importlib.util
+import os
+import sys
 from functools import partial
 from typing import Any
 
@@ -70,8 +72,14 @@ def open_spec_source(spec: WorldSpec, num_envs: int, seed: int, split: str, num_
 
 
 def resolve(source: str) -> tuple[str, str]:
-    """(library, id) of a source's name; raises UnknownWorld with the nearest names."""
+    """(library, id) of a source's name; raises UnknownWorld with the nearest names.
+
+    A colon may name a module of one's own, as in `my_games:MyGame-v0`, so modules in the working directory are found
+    from then on, after all others.
+    """
     library, colon, game = source.partition(":")
+    if colon and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     if colon and library in LIBRARIES:
         return library, game
     if colon and importlib.util.find_spec(library):  # Gymnasium's own `package:Env-v0`

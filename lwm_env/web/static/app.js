@@ -438,8 +438,9 @@ class Room {
 
   async #startFrom(file) {
     if (this.seat === null) throw new Error("Take a seat first.");
-    await api("POST", `rooms/${this.id}/prompt`, { body: file, token: this.connection.token });
+    const { warning } = await api("POST", `rooms/${this.id}/prompt`, { body: file, token: this.connection.token });
     this.#flash("Dreaming on from your picture");
+    if (warning) toast(warning);
   }
 
   async #save(format) {

@@ -13,6 +13,7 @@ from lwm_env.errors import LwmError
 from lwm_env.web import room_files
 from lwm_env.web.metrics import Metrics
 from lwm_env.web.pipe import Message
+from lwm_env.web.protocol import FIRST
 from lwm_env.web.rooms import Room, RoomState
 from lwm_env.web.settings import Settings
 from lwm_env.web.slot_table import SlotTable
@@ -211,12 +212,18 @@ class Hosting:
             self._after_frame(room)
 
     def _after_frame(self, room: Room) -> None:
-        """Note how long actions took, and let the seats that nobody sits in act."""
+        """Note how long actions took, and let the bots act."""
         now, row = time.monotonic(), room.frame.row
         for seat in room.seats:
             if seat.sent_at is not None and row.acked[seat.index] >= seat.sent_at[0]:
                 self.metrics.latency.observe(now - seat.sent_at[1])
                 seat.sent_at = None
-            if seat.stand_in is not None:
-                action = seat.stand_in.act()
-                self.table(room).act(room.slot, seat.index, action)
+            if seat.bot is not None and row.flags & FIRST:
+                seat.bot.reset()
+        self.let_bots_act(room)
+
+    def let_bots_act(self, room: Room) -> None:
+        """Hold what the bots of a room choose from its current frame."""
+        for seat in room.seats:
+            if seat.bot is not None and room.slot is not None and room.frame is not None:
+                self.table(room).act(room.slot, seat.index, seat.bot.act(room.frame.row.frame))

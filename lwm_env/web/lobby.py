@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lwm_env import opponents
 from lwm_env.errors import InvalidInput, LwmError, StorageError, UnknownWorld, WrongOrder
 from lwm_env.web import protocol, room_files
 from lwm_env.web.hosting import Hosting
@@ -109,6 +110,15 @@ class Lobby:
         room.tell({"type": "room", **room.describe()})
         return seat, token
 
+    def give(self, room: Room, player: str, played_by: PlayedBy) -> None:
+        """Let a free seat be played by people, nobody or a bot from the next step on; raises as `Room.give`."""
+        seat = room.give(player, played_by)
+        if room.slot is not None:
+            self.hosting.table(room).rest(room.slot, seat.index)
+            self.hosting.let_bots_act(room)
+        room.used_at = time.monotonic()
+        self.hosting.settle(room)
+
     async def enter(self, room: Room, token: str | None, viewer: Viewer) -> str | None:
         """Let a connection in, into the seat of its token or among the spectators; the seat's new token.
 
@@ -196,6 +206,9 @@ class Lobby:
     async def restart(self, room: Room, seed: int | None) -> None:
         """Begin an episode: the first of a seed, or the next one of the room's."""
         room.seed = room.seed if seed is None else seed
+        for seat in room.seats:
+            if seat.bot is not None and seed is not None:
+                seat.bot.reset(seed + seat.index)
         await self.hosting.start_over(room, kind="seed", seed=seed)
 
     async def start_from(self, room: Room, picture: np.ndarray) -> None:
@@ -251,7 +264,8 @@ class Lobby:
         async with self._preview_lock:
             room = self._previews.get(world_id)
             if room is None:
-                players = dict.fromkeys(self.worlds[world_id].spec.players, "sticky")
+                spec = self.worlds[world_id].spec
+                players = dict.fromkeys(spec.players, opponents.names_for(spec)[0])
                 room, _ = await self.create(world_id, clock="manual", played_by=players)
                 room.hidden = True
                 self._previews[world_id] = room

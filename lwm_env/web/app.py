@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,6 +25,7 @@ from lwm_env.web.settings import Settings
 from lwm_env.web.supervisor import EngineLost, PlayedWorld, Refused
 
 STATIC = Path(__file__).parent / "static"
+MAX_DETAIL = 1000  # characters
 STATUS = {
     NoSuchRoom: 404, UnknownWorld: 404, Forbidden: 403, Occupied: 409, WrongOrder: 409, Refused: 409,
     InvalidInput: 422, Busy: 503, EngineLost: 503,
@@ -54,6 +56,7 @@ def create_app(
     app = FastAPI(title="lwm-env", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.lobby = lobby
     app.add_exception_handler(LwmError, _tell_error)
+    app.add_exception_handler(RequestValidationError, _tell_wrong_request)
     app.add_middleware(Guard, settings=settings, allowed=allowed, metrics=metrics)
     for add in (_add_health, _add_worlds, api_rooms.add, api_states.add):
         add(app, lobby)
@@ -73,7 +76,18 @@ def create_app(
 async def _tell_error(request: Request, error: Exception) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
-    return JSONResponse({"detail": str(error)}, status, headers)
+    return JSONResponse({"detail": _speakable(str(error))}, status, headers)
+
+
+async def _tell_wrong_request(request: Request, error: Any) -> Response:
+    """FastAPI's own answer repeats what came, and fails where that is no text."""
+    problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+    return JSONResponse({"detail": _speakable("; ".join(problems)[:MAX_DETAIL])}, 422)
+
+
+def _speakable(text: str) -> str:
+    """The same text; halves of surrogate pairs, which UTF-8 cannot say, are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _add_health(app: FastAPI, lobby: Lobby) -> None:
@@ -84,12 +98,9 @@ def _add_health(app: FastAPI, lobby: Lobby) -> None:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        """Whether rooms can be played now: 200, or 503 while the engine is away or the server is being stopped."""
-        told = {
-            "ready": lobby.ready,
-            "draining": lobby.hosting.draining,
-            "engine_restarts": lobby.hosting.supervisor.restarts,
-        }
+        """Whether rooms can be played now: 200, or 503 while no engine is there or the server is being stopped."""
+        engines = [{"ready": engine.healthy, "restarts": engine.restarts} for engine in lobby.hosting.engines]
+        told = {"ready": lobby.ready, "draining": lobby.hosting.draining, "engines": engines}
         return JSONResponse(told, 200 if lobby.ready else 503)
 
     @app.get("/metrics", include_in_schema=False)

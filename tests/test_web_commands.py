@@ -1,5 +1,6 @@
 """The commands around the server: window, video, load test."""
 
+import asyncio
 import json
 import time
 
@@ -8,7 +9,8 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra web is not installed")
 
 from lwm_env import cli
-from lwm_env.web import load_report
+from lwm_env.web import load_report, loadtest
+from lwm_env.web.client import ServerError
 from lwm_env.web.load_report import Tally
 
 
@@ -72,3 +74,13 @@ def test_metrics_of_several_engines_are_added_up():
     text = 'lwm_engine_memory_bytes{engine="0"} 1.5e+06\nlwm_engine_memory_bytes{engine="1"} 5e+05\nlwm_load 1.0\n'
 
     assert load_report.parse_metrics(text)["lwm_engine_memory_bytes"] == 2e6
+
+
+def test_a_client_that_is_cut_off_is_told_as_an_error_of_the_server(play_server):
+    async def attach():
+        async with loadtest._attached(play_server, {"room": "nowhere", "token": None}) as socket:
+            while True:
+                await socket.recv()
+
+    with pytest.raises(ServerError, match="4404"):
+        asyncio.run(attach())

@@ -52,13 +52,14 @@ def until(condition, limit):
     return time.monotonic() - begin
 
 
+@contextlib.contextmanager
 def sit_down(api):
     world = api.call("GET", "worlds")[0]["id"]
     room = api.call("POST", "rooms", {"world": world})["room"]
-    socket = connect(api.websocket_url, compression=None, max_size=1 << 24, close_timeout=1)
     token = api.call("POST", f"rooms/{room}/seats", {})["token"]
-    socket.send(json.dumps({"type": "attach", "room": room, "token": token}))
-    return socket
+    with connect(api.websocket_url, compression=None, max_size=1 << 24, close_timeout=1) as socket:
+        socket.send(json.dumps({"type": "attach", "room": room, "token": token}))
+        yield socket
 
 
 def frame_rate(socket, seconds):

@@ -28,6 +28,7 @@ START_SECONDS = 120.0
 WARM_UP_SECONDS = 2.0  # that do not count
 STALE_SECONDS = 1.0
 CHURN_SECONDS = 1.0
+SILENCE_SECONDS = 30.0  # without a frame, after which a client gives up
 
 
 @click.command()
@@ -163,7 +164,7 @@ async def _play(api: Api, seat: dict, spec: dict, tally: Tally, span: tuple[floa
         acting = asyncio.create_task(_act(socket, spec["actions"], sent := {}))
         try:
             while time.monotonic() < stop:
-                message = await asyncio.wait_for(socket.recv(), 30)
+                message = await asyncio.wait_for(socket.recv(), SILENCE_SECONDS)
                 if not isinstance(message, bytes):
                     continue
                 frame, now = FrameMessage.unpack(message), time.monotonic()
@@ -196,10 +197,14 @@ async def _come_and_go(api: Api, spec: dict, visits: list[float]) -> None:
 
 @contextlib.asynccontextmanager
 async def _attached(api: Api, seat: dict) -> AsyncIterator[ClientConnection]:
-    async with connect(api.websocket_url, compression=None, max_size=1 << 24, close_timeout=1) as socket:
-        attach = {"type": "attach", "room": seat["room"], "token": seat["token"], "access": api.access_token}
-        await socket.send(json.dumps(attach))
-        yield socket
+    try:
+        async with connect(api.websocket_url, compression=None, max_size=1 << 24, close_timeout=1) as socket:
+            attach = {"type": "attach", "room": seat["room"], "token": seat["token"], "access": api.access_token}
+            await socket.send(json.dumps(attach))
+            yield socket
+    except (ConnectionClosed, OSError, TimeoutError) as error:
+        told = str(error) or f"no frame in {SILENCE_SECONDS:g} s"
+        raise ServerError(f"a client was cut off ({told}). The server's log tells more; try fewer clients.") from error
 
 
 async def _act(socket: ClientConnection, actions: dict[str, Any], sent: dict[int, float]) -> None:

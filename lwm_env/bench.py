@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lwm_env import __version__, machine, worlds
+from lwm_env import __version__, bench_serving, machine, worlds
 from lwm_env.engine import Engine
 from lwm_env.envs.facts import read_transition
 from lwm_env.envs.loading import choose_device, load_world, open_engine
@@ -42,11 +42,20 @@ Report = dict[str, Any]
 @click.option("--seconds", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Of each measurement.")
 @click.option("--out", type=click.Path(path_type=Path), help="A .json for the report; a .png beside it for the plot.")
 @click.option("--json", "as_json", is_flag=True, help="The report on stdout.")
+@click.option("--serving", is_flag=True, help="Instead, rooms per core or GPU and what a minute costs; see below.")
+@click.option("--price-per-hour", type=click.FloatRange(0, min_open=True), help="Of --serving: dollars of the machine.")
+@click.option("--cores", type=click.IntRange(1), help="Of --serving: that the price is for; by default this machine's.")
+@click.option("--fps", type=click.FloatRange(1, 240), help="Of --serving: steps per second; by default the world's.")
+@click.option("--max-load", type=click.FloatRange(0.01, 1), default=0.85, show_default=True, help="Of --serving.")
 def bench(
     world: str, size: str | None, frame_size: str | None, devices: tuple[str, ...], backends: tuple[str, ...],
-    batches: str, seconds: float, out: Path | None, as_json: bool,
+    batches: str, seconds: float, out: Path | None, as_json: bool, serving: bool, **prices: Any,
 ) -> None:  # fmt: skip
-    """Measure WORLD (an id or a folder): frames/s at batch 1, env-steps/s over batch sizes, memory."""
+    """Measure WORLD (an id or a folder): frames/s at batch 1, env-steps/s over batch sizes, memory.
+
+    With --serving: how many rooms keep the world's pace on a core (one thread) or a GPU, and, for a --price-per-hour,
+    cents per minute of a room and of a player. The formulas are printed with it.
+    """
     sizes = _parse_batches(batches)
     if frame_size and not size:
         raise click.UsageError("--frame-size belongs to --preset; a world has the size it was trained on.")
@@ -55,9 +64,13 @@ def bench(
     with tempfile.TemporaryDirectory() as temporary:
         folder = str(_in_a_child(random_world, size, frame_size, Path(temporary) / "w") if size else worlds.find(world))
         report = describe(folder)
-        report["runs"] = [
-            measure(folder, device, backend, sizes, seconds) for device in devices for backend in backends
-        ]
+        if serving:
+            report["runs"] = [_serve(folder, d, b, sizes, seconds, **prices) for d in devices for b in backends]
+        else:
+            report["runs"] = [measure(folder, d, b, sizes, seconds) for d in devices for b in backends]
+    if serving:
+        _tell_serving(report, out, as_json)
+        return
     add_shares(report)
     if out is not None:
         _write(report, out)
@@ -142,6 +155,26 @@ def measure(folder: str, device: str, backend: str, sizes: list[int], seconds: f
     return run
 
 
+def _serve(
+    folder: str, device: str, backend: str, sizes: list[int], seconds: float,
+    price_per_hour: float | None, cores: int | None, fps: float | None, max_load: float,
+) -> Report:  # fmt: skip
+    run = bench_serving.measure(
+        lambda slots: _open(folder, slots, device, backend),
+        lambda engine, duration: _steps(engine, duration, to_host=True),
+        device, sizes, seconds, fps, max_load,
+    )  # fmt: skip
+    bench_serving.add_rooms(run, cores, price_per_hour)
+    return {"backend": backend, **run}
+
+
+def _tell_serving(report: Report, out: Path | None, as_json: bool) -> None:
+    report["formulas"] = bench_serving.FORMULAS
+    if out is not None:
+        _write_json(report, out)
+    click.echo(json.dumps(report) if as_json else bench_serving.as_text(report))
+
+
 def _open(folder: str, num_envs: int, device: str, backend: str) -> Engine:
     modes = {"render_mode": None, "backend": backend, "output": "numpy"}
     return open_engine(folder, num_envs, device, None, modes)
@@ -210,13 +243,24 @@ def add_shares(report: Report) -> None:
 def _write(report: Report, out: Path) -> None:
     from lwm_env.bench_plot import plot
 
+    _write_json(report, out)
     try:
-        out.write_text(json.dumps(report, indent=1) + "\n")
         drawn = plot(report, out.with_suffix(".png"))
     except OSError as error:
-        raise StorageError(f"{out} could not be written: {error}. Make room or name another place.") from error
+        raise _unwritten(out.with_suffix(".png"), error) from error
     if not drawn:
         click.echo('no plot: it needs matplotlib, pip install "lwm-env[train]"', err=True)
+
+
+def _write_json(report: Report, out: Path) -> None:
+    try:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise _unwritten(out, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} could not be written: {error}. Make room or name another place.")
 
 
 def as_text(report: Report) -> str:

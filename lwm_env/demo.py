@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 from lwm_env import worlds
 from lwm_env.errors import InvalidInput, StorageError, UnfamiliarPrompt, missing_extra
+from lwm_env.opponents import StickyPlayer
 from lwm_env.prompt_file import read_prompt
-from lwm_env.spec import ContinuousActions, DiscreteActions
 
-KEEP_PROBABILITY = 0.9  # of holding the keys for one more step
 VIDEO_SIDE = 512  # pixels that the shorter side of the video has at least
 
 
@@ -64,25 +63,6 @@ class Figures:
     num_episodes: int
     total_reward: float
     frames_per_second: float
-
-
-class StickyPlayer:
-    """Holds an action for a while, then draws another one by the world's own weights; like a child with a gamepad."""
-
-    def __init__(self, actions: DiscreteActions | ContinuousActions, seed: int) -> None:
-        self._actions, self._rng = actions, np.random.default_rng(seed)
-        self._held: int | np.ndarray | None = None
-
-    def act(self) -> int | np.ndarray:
-        if self._held is None or self._rng.random() >= KEEP_PROBABILITY:
-            self._held = self._draw()
-        return self._held
-
-    def _draw(self) -> int | np.ndarray:
-        if isinstance(self._actions, ContinuousActions):
-            return self._rng.uniform(self._actions.low, self._actions.high).astype(np.float32)
-        weights = np.array(self._actions.sticky_weights or [1.0] * self._actions.dim)
-        return int(self._rng.choice(self._actions.dim, p=weights / weights.sum()))
 
 
 def make(world: str, device: str = "auto") -> gym.Env:

@@ -4,13 +4,15 @@ A world names its script in its spec. Shapes: N copies, P players.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.spec import WorldSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Script = Callable[[np.ndarray], np.ndarray]  # uint8 (N, H, W, 3) -> int64 (N, P), an action for every player
 
@@ -38,10 +40,12 @@ class Seats:
         """What the others do on seeing uint8 (N, H, W, 3): int64 (N, P - 1)."""
         return np.zeros((len(frames), 0), np.int64) if self._script is None else self._script(frames)[:, 1:]
 
-    def join(self, own: Tensor, frames: Tensor) -> Tensor:
+    def join(self, own: "Tensor", frames: "Tensor") -> "Tensor":
         """The first player's actions (N,) or (N, A) and what everyone sees, uint8 (N, H, W, 3) -> (N, P[, A])."""
         if self._script is None:
             return own[:, None]
+        import torch  # a web server needs the scripts alone
+
         return torch.cat([own[:, None], torch.from_numpy(self.others(frames.cpu().numpy()))], 1)
 
 

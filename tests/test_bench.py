@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lwm_env import bench, machine
+from lwm_env import bench, bench_serving, machine
 from lwm_env.cli import main
 
 
@@ -55,6 +55,42 @@ def test_flops_of_a_frame_are_those_of_its_matrix_products(tiny_world):
 
     assert counter.get_total_flops() == 2 * 3 * 10 * 20
     assert bench.describe(str(tiny_world))["flops_per_frame"] > 10_000
+
+
+def serving_run(device: str) -> dict:
+    rows = [{"num_rooms": 1, "step_ms": 10.0}, {"num_rooms": 4, "step_ms": 20.0}, {"num_rooms": 8, "step_ms": 100.0}]
+    numbers = {"fps": 10.0, "players": 2, "max_load": 0.8, "batches": rows, "jpeg_ms": 4.0, "snapshot_ms": 10.0}
+    return {"device": device, **numbers}
+
+
+def test_rooms_and_cents_follow_from_what_a_room_costs():
+    cpu, gpu, slow = serving_run("cpu"), serving_run("cuda:0"), serving_run("cpu")
+    slow["batches"] = [{"num_rooms": 1, "step_ms": 200.0}]
+
+    bench_serving.add_rooms(cpu, cores=2, price_per_hour=0.6)
+    bench_serving.add_rooms(gpu, cores=None, price_per_hour=0.6)
+    bench_serving.add_rooms(slow, cores=1, price_per_hour=0.6)
+
+    # 4 rooms: 0.05 + 0.01 s of the engine and 0.04 s of the web process a second, so 8 on a core; 8 would not hold 8
+    assert (cpu["rooms_per_core"], cpu["rooms"]) == (8.0, 16)
+    assert cpu["cents_per_minute_of_a_room"] == pytest.approx(100 * 0.6 / 60 / 16)
+    assert cpu["cents_per_minute_of_a_player"] == pytest.approx(100 * 0.6 / 60 / 16 / 2)
+    assert gpu["rooms_per_gpu"] == pytest.approx(0.8 / 0.06, abs=0.01) and gpu["rooms"] == 13
+    assert gpu["rooms_of_one_web_process"] == 20.0
+    assert (slow["rooms"], slow["cents_per_minute_of_a_room"]) == (0, None)
+
+
+def test_the_cost_of_serving_a_world_is_measured(tiny_world, tmp_path, capsys):
+    before, out = torch.get_num_threads(), tmp_path / "serving.json"
+    options = ["--device", "cpu", "--batches", "1,4", "--seconds", "0.01", "--price-per-hour", "0.1", "--cores", "4"]
+
+    assert main(["bench", str(tiny_world), "--serving", *options, "--out", str(out)]) == 0
+
+    told, (run,) = capsys.readouterr().out, json.loads(out.read_text())["runs"]
+    assert "per core" in told and "cents a minute and room" in told and "100 * price per hour" in told
+    assert run["rooms"] <= run["rooms_per_core"] * 4 and run["fps"] == 15
+    expected = 100 * 0.1 / 60 / run["rooms"]
+    assert run["cents_per_minute_of_a_room"] == pytest.approx(expected) and torch.get_num_threads() == before
 
 
 @pytest.fixture

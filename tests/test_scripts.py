@@ -5,6 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from lwm_env import opponents
 from lwm_env.errors import ConfigMismatch
 from lwm_env.scripts import Seats, load_script
 from lwm_env.spec import DiscreteActions, RealSource, WorldSpec
@@ -88,3 +89,11 @@ def test_a_scripted_policy_follows_for_a_share_of_the_time_that_differs_between_
     assert (actions == again).all()
     assert (follows[..., 0] != follows[..., 1]).mean() > 0.5
     assert follows.min() < 0.1 and follows.max() > 0.85 and 0.5 < follows.mean() < 0.75  # the mean skill is 0.65
+
+
+def test_the_script_is_a_bot_of_its_world_and_comes_first(pong):
+    bot = opponents.make("script", pong, "second_0")
+    bot.reset(seed=1)
+
+    assert opponents.names_for(pong)[0] == "script" and bot.act(picture(20, 40, 30)) == UP
+    assert "script" not in opponents.names_for(pong.model_copy(update={"script": None}))

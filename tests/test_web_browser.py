@@ -58,10 +58,15 @@ def test_a_person_plays_rewinds_and_drops_a_picture(play_server, open_page, tmp_
     page.wait_for_selector(".card")
     assert page.locator(".card").count() == 2
     page.wait_for_function("() => document.querySelectorAll('.card img')[1].naturalWidth === 16")
-    page.locator(".card", has_text="Duel").get_by_text("Against a script").click()
+    page.locator(".card", has_text="Duel").get_by_text("Against a bot").click()
     first = shown_frame(page)
     page.wait_for_function(f"() => document.getElementById('screen').dataset.frame > {first} + 20")
     assert page.locator("#seats").inner_text().split("\n")[:2] == ["left", "you"]
+    page.wait_for_selector("#seats li:has-text('played by bot: sticky')")
+    page.select_option("#seats select", "human")
+    page.wait_for_selector("#seats li:has-text('free')")
+    page.select_option("#seats select", "sticky")
+    page.wait_for_selector("#seats li:has-text('played by bot: sticky')")
 
     page.keyboard.down("d")
     page.wait_for_function("() => document.getElementById('latency').textContent !== '–'")

@@ -1,5 +1,6 @@
 """The commands around the server: window, video, load test."""
 
+import asyncio
 import io
 import json
 import time
@@ -11,6 +12,9 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra web is not installed")
 
 from lwm_env import cli
+from lwm_env.web import load_report, loadtest
+from lwm_env.web.client import ServerError
+from lwm_env.web.load_report import Tally
 from lwm_env.web.play import _last_picture, _open_room
 
 
@@ -51,8 +55,10 @@ def test_play_from_what_is_no_picture_is_told_before_the_server_starts(tiny_worl
     assert "text.png cannot be read" in capsys.readouterr().err
 
 
-def test_the_load_test_prints_its_table(play_server, capsys):
-    args = ["--world", "LWM-Tiny-v0", "--clients", "3", "--stalled", "1", "--seconds", "2", "--json"]
+def test_the_load_test_prints_its_table_and_writes_its_report(play_server, tmp_path, capsys):
+    out = tmp_path / "load.json"
+    args = ["--world", "LWM-Tiny-v0", "--clients", "3", "--stalled", "1", "--seconds", "4", "--churn", "--json"]
+    args += ["--report", str(out)]
 
     assert cli.main(["loadtest", play_server.url, *args]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -61,3 +67,43 @@ def test_the_load_test_prints_its_table(play_server, capsys):
     assert 0 < report["rate_min"] <= report["rate_mean"] < 30
     assert 0 < report["action_to_frame_ms_p50"] <= report["action_to_frame_ms_p95"]
     assert report["stale_frames_of_a_stalled_client"] <= 3
+    assert report["visits"] >= 1 and len(report["samples"]) >= 3
+    assert report["web_memory_mb"][0] > 0 and report["engine_memory_mb"][1] > 0
+    assert json.loads(out.read_text()) == report
+    table = out.with_suffix(".md").read_text()
+    assert "action to frame p50 / p95" in table and f"{report['action_to_frame_ms_p95']} ms" in table
+    assert cli.main(["loadtest", play_server.url, "--report", str(tmp_path / "load.txt")]) == 1
+    assert "must be a .json" in capsys.readouterr().err
+
+
+def test_the_figures_of_a_load_test_are_those_of_a_hand():
+    fast = Tally(arrivals=[0.0, 0.1, 0.2, 0.3], latencies=[0.05, 0.07], frame_ids=[5, 6, 7, 9])
+    slow = Tally(arrivals=[0.0, 0.3], latencies=[0.09], frame_ids=[1, 2])
+    stalled = Tally(arrivals=[0.0], stale=3)
+    names = ("process_resident_memory_bytes", "lwm_engine_memory_bytes", "lwm_engine_restarts", "process_open_fds")
+    samples = [{"seconds": 60.0 * n, **dict.fromkeys(names, (100 + n) * 2.0**20)} for n in range(9)]
+
+    report = load_report.summarise({"id": "x", "fps": 10.0}, [stalled, fast, slow], 1, 2, 0.3, samples)
+
+    assert (report["rate_mean"], report["rate_min"]) == (6.67, 3.33)
+    assert (report["frames_left_out"], report["frames_made"]) == (1, 7)
+    assert (report["action_to_frame_ms_p50"], report["interframe_ms_p50"]) == (70.0, 100.0)
+    assert report["stale_frames_of_a_stalled_client"] == 3 and report["refused"] == 2
+    assert report["web_memory_mib_per_hour"] == 60.0  # one MiB a minute
+    assert load_report.slope_mib_per_hour(samples[:7], names[0]) is None
+
+
+def test_metrics_of_several_engines_are_added_up():
+    text = 'lwm_engine_memory_bytes{engine="0"} 1.5e+06\nlwm_engine_memory_bytes{engine="1"} 5e+05\nlwm_load 1.0\n'
+
+    assert load_report.parse_metrics(text)["lwm_engine_memory_bytes"] == 2e6
+
+
+def test_a_client_that_is_cut_off_is_told_as_an_error_of_the_server(play_server):
+    async def attach():
+        async with loadtest._attached(play_server, {"room": "nowhere", "token": None}) as socket:
+            while True:
+                await socket.recv()
+
+    with pytest.raises(ServerError, match="4404"):
+        asyncio.run(attach())

@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 from lwm_env import worlds
 from lwm_env.web import protocol
 from lwm_env.web.client import ServerError
+from lwm_env.web.hosting import shard_of
 from lwm_env.web.protocol import FrameMessage
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc of Linux")
@@ -113,6 +114,40 @@ def test_a_lost_engine_is_replaced_and_the_world_goes_on_from_its_snapshot(kept,
     for frame in following:  # a slow reader misses some
         then = moment + frame.frame_id - first.frame_id
         assert pictures.get(then, frame.picture) == frame.picture
+
+
+def test_of_two_engines_one_is_killed_and_the_rooms_of_the_other_go_on(start_server, tiny_world, enter):
+    process, api = start_server(worlds=[str(tiny_world)], engines=2)
+    rooms = [open_seat(api) for _ in range(2)]  # each where there is more time
+    lost, other = sorted(rooms, key=lambda room: shard_of(room[0], 2))
+    assert [shard_of(room[0], 2) for room in (lost, other)] == [0, 1]
+    sockets = [enter(room, token, api=api)[0] for room, _, token in (lost, other)]
+    before = [read(socket, 10)[-1].frame_id for socket in sockets]
+    first, second = engines_of(process)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: not engines_told(api)[0]["ready"])
+
+    assert engines_told(api)[1] == {"ready": True, "restarts": 0} and status(api, "/readyz") == 200
+    shown = api.call("GET", f"rooms/{other[0]}")["frame"]
+    wait_for(lambda: read(sockets[1], 1)[0].frame_id > shown + 3)  # while the other engine is away
+    assert not engines_told(api)[0]["ready"]
+    open_seat(api)  # new rooms go where they can be played
+    recovered = [{"ready": True, "restarts": 1}, {"ready": True, "restarts": 0}]
+    wait_for(lambda: engines_told(api) == recovered)
+    assert read(sockets[0], 6)[-1].frame_id > before[0] + 3  # two were on their way, the rest is new
+    assert second in engines_of(process) and first not in engines_of(process)
+    with urllib.request.urlopen(f"{api.url}/metrics") as answer:
+        told = answer.read().decode()
+    wanted = ('lwm_engine_restarts{engine="0"} 1.0', 'lwm_engine_restarts{engine="1"} 0.0', 'lwm_load{engine="1"}')
+    assert all(line in told for line in wanted)
+
+
+def engines_told(api):
+    try:
+        with urllib.request.urlopen(f"{api.url}/readyz", timeout=10) as answer:
+            return json.loads(answer.read())["engines"]
+    except urllib.error.HTTPError as error:
+        return json.loads(error.read())["engines"]
 
 
 def test_a_reader_that_stalls_is_sent_two_frames_and_then_the_newest(play_server, enter):

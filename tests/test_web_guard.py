@@ -121,7 +121,7 @@ def test_the_metrics_name_no_room(play_server):
     with urllib.request.urlopen(f"{play_server.url}/metrics") as answer:
         told = answer.read().decode()
 
-    assert "lwm_engine_ready 1.0" in told and 'lwm_slots{world="LWM-Tiny-v0"}' in told
+    assert 'lwm_engine_ready{engine="0"} 1.0' in told and 'lwm_slots{world="LWM-Tiny-v0"}' in told
     assert room not in told
 
 

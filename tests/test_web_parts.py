@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,7 +16,7 @@ pytest.importorskip("fastapi", reason="the extra web is not installed")
 
 from lwm_env.errors import InvalidInput
 from lwm_env.web import pictures, protocol, room_files
-from lwm_env.web.hosting import Busy, Hosting
+from lwm_env.web.hosting import Busy, Hosting, shard_of
 from lwm_env.web.metrics import Metrics
 from lwm_env.web.rooms import Forbidden, Occupied, Room, SeatState
 from lwm_env.web.settings import make_settings
@@ -56,18 +57,36 @@ def world(tiny_spec, tiny_world):
 
 def test_rooms_are_let_in_up_to_the_load_that_is_allowed(world):
     hosting = Hosting({world.spec.id: world}, make_settings(max_load=0.85), Metrics())
-    hosting.supervisor.costs_ms[world.spec.id] = 20.0  # 0.3 of the engine's time at 15 steps a second
+    (engine,) = hosting.engines
+    engine.costs_ms[world.spec.id] = 20.0  # 0.3 of the engine's time at 15 steps a second
     rooms = [Room(world, seed=seed) for seed in range(3)]
     for slot, room in enumerate(rooms[:2]):
         hosting.check_load(room)
         room.slot = slot
         hosting.rooms[room.id] = room
 
-    assert hosting.load == pytest.approx(0.6)
+    assert hosting.load(engine) == pytest.approx(0.6)
     with pytest.raises(Busy, match="60%"):
         hosting.check_load(rooms[2])
     rooms[0].used_at -= 10  # nobody is there any more
     hosting.check_load(rooms[2])
+
+
+def test_a_room_belongs_to_one_engine_for_ever_and_new_ones_go_where_there_is_time(world):
+    assert [shard_of(room_id, 3) for room_id in ("a", "b", "c", "d")] == [1, 1, 2, 2]  # never to change
+    hosting = Hosting({world.spec.id: world}, make_settings(engines=3), Metrics())
+    for engine in hosting.engines:
+        engine.costs_ms[world.spec.id], engine.ready, engine._heard_at = 20.0, True, time.monotonic()
+    held = []
+    for number in range(6):
+        room = Room(world, seed=number)
+        room.id, room.slot = hosting.new_id(), number
+        hosting.rooms[room.id] = room
+        held.append(hosting.engines.index(hosting.engine(room)))
+    assert sorted(held) == [0, 0, 1, 1, 2, 2]
+
+    hosting.engines[1].ready = False
+    assert hosting.engines[shard_of(hosting.new_id(), 3)] is not hosting.engines[1]
 
 
 def test_a_seat_goes_from_free_to_live_by_its_token_alone(world):

@@ -312,6 +312,29 @@ def test_scripted_seats_play_by_themselves_and_cannot_be_joined(play_server):
         join(play_server, room, player="right")
 
 
+def test_a_free_seat_is_given_to_a_bot_and_back(play_server, enter):
+    room, token = create(play_server, "LWM-Duel-v0", clock="manual")
+    enter(room, join(play_server, room, player="left"))
+    path = f"rooms/{room}/seats"
+    with pytest.raises(ServerError, match="403"):
+        play_server.call("PUT", f"{path}/right", {"played_by": "sticky"})
+    with pytest.raises(ServerError, match="409"):
+        play_server.call("PUT", f"{path}/left", {"played_by": "sticky"}, token)  # somebody sits there
+    for player, played_by in (("right", "no such bot"), ("middle", "sticky")):
+        with pytest.raises(ServerError, match="422"):
+            play_server.call("PUT", f"{path}/{player}", {"played_by": played_by}, token)
+
+    told = play_server.call("PUT", f"{path}/right", {"played_by": "sticky"}, token)
+    play_server.call("POST", f"rooms/{room}/step", {"actions": {"left": 1}}, token)
+    assert [seat["played_by"] for seat in told["seats"]] == ["human", "sticky"]
+    with pytest.raises(ServerError, match="no such seat is free"):
+        join(play_server, room, player="right")
+
+    play_server.call("PUT", f"{path}/right", {"played_by": "human"}, token)
+    assert join(play_server, room, player="right")
+    assert play_server.call("GET", "worlds")[1]["bots"] == ["sticky"]
+
+
 def test_a_preview_dreams_on(play_server):
     first = play_server.call("GET", "worlds/LWM-Duel-v0/preview")
 

@@ -112,6 +112,30 @@ def evaluate(world: str, path: Path | None, where: str, planner: bool, as_json: 
 
 
 @agent.command()
+@click.argument("url")
+@click.argument("room")
+@click.argument("seat")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--episodes", type=click.IntRange(0), default=0, show_default=True, help="0: until Ctrl-C.")
+@click.option("--deterministic", is_flag=True, help="The likeliest action instead of a drawn one.")
+@click.option("--access-token", envvar="LWM_ACCESS_TOKEN", help="Of the server. [env: LWM_ACCESS_TOKEN]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+def join(url: str, room: str, seat: str, checkpoint: Path, as_json: bool, **options: Any) -> None:
+    """Let the agent in the folder CHECKPOINT play the SEAT (a player's name) of a ROOM of the server at URL.
+
+    ROOM is the end of the room's link. The agent sees what people see, as JPEG, and acts in real time.
+    """
+    from lwm_agents.remote import play_seat
+
+    for played in play_seat(url, room, seat, checkpoint, **options):
+        if as_json:
+            click.echo(json.dumps({"episode": played.episode, "return": played.total, "length": played.length}))
+        else:
+            click.echo(f"episode {played.episode}: return {played.total:g} in {played.length} frames")
+
+
+@agent.command()
 @click.argument("world")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder [runs/agent-report-WORLD].")
 @click.option("--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies of a kind.")

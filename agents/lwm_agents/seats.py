@@ -1,6 +1,8 @@
 """One seat of a game of several players as a Gymnasium env; policies, or chance, sit in the other seats.
 
 env = SeatEnv(lwm_env.parallel_env("LWM-Pong-v0"), "first_0", {"second_0": policy})
+
+The game may be a room of a server: `lwm_env.web.client.RemoteEnv` is a game whose only agent is one's own seat.
 """
 
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ import numpy as np
 from pettingzoo import ParallelEnv
 
 from lwm_agents.evaluation import Policy
+from lwm_env import opponents
 from lwm_env.errors import ConfigMismatch, InvalidInput, WrongOrder
 
 
@@ -23,12 +26,12 @@ class SeatEnv(gym.Env[Any, Any]):
     Args:
         game: any PettingZoo parallel env; closed with this.
         seat: one of its `possible_agents`.
-        others: for each other agent a policy (a model of SB3 or anything with its `predict`), or None for random
-            actions. Agents that are left out act at random.
+        others: for each other agent a policy (a model of SB3 or anything with its `predict`), the name of a bot
+            (`lwm_env.opponents`), or None for random actions. Agents that are left out act at random.
         deterministic: whether the others take their likeliest actions.
 
     Raises:
-        InvalidInput: the game has no such seat.
+        InvalidInput: the game has no such seat, or its world no such bot.
         ConfigMismatch: a policy has other spaces than its seat.
     """
 
@@ -36,19 +39,23 @@ class SeatEnv(gym.Env[Any, Any]):
         self,
         game: ParallelEnv,
         seat: str,
-        others: Mapping[str, Policy | None] | None = None,
+        others: Mapping[str, Policy | str | None] | None = None,
         deterministic: bool = False,
     ) -> None:
         self.game, self.seat, self.deterministic = game, seat, deterministic
-        self.policies = {agent: policy for agent, policy in (others or {}).items() if policy is not None}
+        self.policies: dict[str, Policy] = {}
         elsewhere = [agent for agent in game.possible_agents if agent != seat]
         if seat not in game.possible_agents or set(others or {}) - set(elsewhere):
             raise InvalidInput(
                 f"seat {seat!r} and policies for {sorted(others or {})} were given; the seats are "
                 f"{list(game.possible_agents)}, and each is taken once."
             )
-        for agent, policy in self.policies.items():
-            _check_spaces(agent, policy, game)
+        for agent, policy in (others or {}).items():
+            if isinstance(policy, str):
+                self.policies[agent] = BotPolicy(_find_bot(policy, game, agent))
+            elif policy is not None:
+                _check_spaces(agent, policy, game)
+                self.policies[agent] = policy
         self.observation_space, self.action_space = game.observation_space(seat), game.action_space(seat)
         self.metadata = {name: game.metadata[name] for name in ("render_modes", "render_fps") if name in game.metadata}
         self.render_mode = getattr(game, "render_mode", None)
@@ -57,11 +64,14 @@ class SeatEnv(gym.Env[Any, Any]):
         self._memories: dict[str, Any] = {}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode of the game; seed and options go to its `reset`, the seed also to the random players."""
+        """Begin an episode of the game; seed and options go to its `reset`, the seed also to chance and bots."""
         super().reset(seed=seed)
         if seed is not None:
             for index, space in enumerate(self._random.values(), start=1):
                 space.seed(seed + index)
+            for index, policy in enumerate(self.policies.values(), start=1):
+                if isinstance(policy, BotPolicy):
+                    policy.bot.reset(seed + index)
         self._observations, infos = self.game.reset(seed=seed, options=options)
         self._memories = {}
         return self._observations[self.seat], infos[self.seat]
@@ -96,6 +106,28 @@ class SeatEnv(gym.Env[Any, Any]):
     def close(self) -> None:
         """Close the game."""
         self.game.close()
+
+
+class BotPolicy:
+    """A bot as a policy of one env."""
+
+    def __init__(self, bot: opponents.Opponent) -> None:
+        self.bot = bot
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """What the bot does at a frame, (1, H, W, 3); it has its own memory, and its own chances."""
+        if episode_start is not None and episode_start[0]:
+            self.bot.reset()
+        return np.array([self.bot.act(observation[0])]), None
+
+
+def _find_bot(name: str, game: ParallelEnv, agent: str) -> opponents.Opponent:
+    spec = getattr(game, "world_spec", None)
+    if spec is None:
+        raise InvalidInput(f"the bot {name!r:.40} was named for {agent}, but bots play worlds alone, not {game}.")
+    return opponents.make(name, spec, agent)
 
 
 def _check_spaces(agent: str, policy: Policy, game: ParallelEnv) -> None:

@@ -22,6 +22,7 @@ from lwm_env.spec import WorldSpec
 from lwm_env.web.protocol import FIRST, TERMINATED, TRUNCATED, FrameMessage
 
 MAX_MESSAGE_BYTES = 1 << 24
+NOT_OF_SPEC = ("fps", "bots")  # what GET /api/worlds tells besides
 
 
 class ServerError(LwmError, ConnectionError):
@@ -214,7 +215,7 @@ class RemoteEnv(ParallelEnv[str, np.ndarray, Any]):
 
 def _read_spec(world: dict[str, Any]) -> WorldSpec:
     try:
-        return WorldSpec.model_validate({name: value for name, value in world.items() if name != "fps"})
+        return WorldSpec.model_validate({name: value for name, value in world.items() if name not in NOT_OF_SPEC})
     except ValidationError as error:
         raise ConfigMismatch(
             "the server speaks of worlds in another way. Use the same version on both sides."

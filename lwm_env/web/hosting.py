@@ -5,7 +5,10 @@ One event loop, so what has no `await` in it happens at once; what changes a slo
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import logging
+import secrets
 import time
 from typing import Any, NoReturn
 
@@ -13,6 +16,7 @@ from lwm_env.errors import LwmError
 from lwm_env.web import room_files
 from lwm_env.web.metrics import Metrics
 from lwm_env.web.pipe import Message
+from lwm_env.web.protocol import FIRST
 from lwm_env.web.rooms import Room, RoomState
 from lwm_env.web.settings import Settings
 from lwm_env.web.slot_table import SlotTable
@@ -25,45 +29,67 @@ class Busy(LwmError):
     """No room can be opened now."""
 
 
+def shard_of(room_id: str, num_engines: int) -> int:
+    """The index of the engine that a room belongs to: the same in every process and after every restart."""
+    return int.from_bytes(hashlib.sha256(room_id.encode()).digest()[:8], "big") % num_engines
+
+
 class Hosting:
-    """All rooms of a server by id, those that hold a slot, and the supervisor of the engine that has the slots."""
+    """All rooms of a server by id, those that hold a slot, and the supervisors of the engines that have the slots."""
 
     def __init__(self, worlds: dict[str, PlayedWorld], settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.rooms: dict[str, Room] = {}
+        self.previews: dict[str, Room] = {}  # by world
         self.draining = False
-        self.supervisor = Supervisor(worlds, settings, self._on_event, self._reopen_all)
+        self.engines: list[Supervisor] = []
+        for index in range(settings.engines):
+            handlers = [functools.partial(work, index) for work in (self._on_event, self._reopen_all)]
+            self.engines.append(Supervisor(worlds, settings, *handlers))
+
+    def engine(self, room: Room) -> Supervisor:
+        """That of the engine which a room belongs to."""
+        return self.engines[shard_of(room.id, len(self.engines))]
 
     def table(self, room: Room) -> SlotTable:
-        """The shared memory of the room's world."""
-        return self.supervisor.tables[room.world.spec.id]
+        """The shared memory of the room's world in its engine."""
+        return self.engine(room).tables[room.world.spec.id]
+
+    def new_id(self) -> str:
+        """An id for a room in the engine that has most time for it."""
+        best = min(self.engines, key=lambda engine: (not engine.healthy, self.load(engine)))
+        while True:
+            room_id = secrets.token_urlsafe(9)
+            if self.engines[shard_of(room_id, len(self.engines))] is best:
+                return room_id
 
     # -- who may come in ---------------------------------------------------------------------------------------------
 
-    @property
-    def load(self) -> float:
-        """The share of the engine's time that the rooms in which people are may be expected to take."""
-        return sum(self._cost(room.world) for room in self.rooms.values() if self.is_busy(room))
+    def load(self, engine: Supervisor) -> float:
+        """The share of an engine's time that its rooms in which people are may be expected to take."""
+        rooms = [room for room in self.rooms.values() if self.is_busy(room) and self.engine(room) is engine]
+        return sum(self._cost(room) for room in rooms)
 
     def is_busy(self, room: Room) -> bool:
         """Whether the clock steps the room, or people were there a moment ago."""
         lately = time.monotonic() - room.used_at < self.settings.pause_seconds
         return room.slot is not None and room.clock == "realtime" and (bool(room.viewers) or lately)
 
-    def _cost(self, world: PlayedWorld) -> float:
-        return self.supervisor.costs_ms[world.spec.id] * world.fps / 1000
+    def _cost(self, room: Room) -> float:
+        return self.engine(room).costs_ms[room.world.spec.id] * room.world.fps / 1000
 
-    def holding(self) -> list[Room]:
-        """The rooms that hold a slot."""
-        return [room for room in self.rooms.values() if room.slot is not None]
+    def holding(self, engine: Supervisor) -> list[Room]:
+        """The rooms that hold a slot of an engine."""
+        return [room for room in self.rooms.values() if room.slot is not None and self.engine(room) is engine]
 
     def _take_slot(self, room: Room) -> None:
         """Raises Busy unless the server has time and place for one more room."""
         self.admit_nobody_while_draining()
-        if not self.supervisor.ready:
+        engine = self.engine(room)
+        if not engine.ready:
             raise EngineLost("the engine is being started. Try again in a few seconds.")
         self.check_load(room)
-        taken = {other.slot for other in self.holding() if other.world is room.world}
+        taken = {other.slot for other in self.holding(engine) if other.world is room.world}
         free = [slot for slot in range(self.settings.max_rooms) if slot not in taken]
         if not free:
             self.refuse("slots", f"all {self.settings.max_rooms} rooms of {room.world.spec.id} are taken")
@@ -72,8 +98,8 @@ class Hosting:
 
     def check_load(self, room: Room) -> None:
         """Raises Busy when people in this room too would slow the others down; a first room always may."""
-        load, allowed = self.load, self.settings.max_load
-        if room.clock == "realtime" and load > 0 and load + self._cost(room.world) > allowed:
+        load, allowed = self.load(self.engine(room)), self.settings.max_load
+        if room.clock == "realtime" and load > 0 and load + self._cost(room) > allowed:
             self.refuse("load", f"the rooms here take {load:.0%} of the engine's time, {allowed:.0%} are allowed")
 
     def refuse(self, reason: str, told: str) -> NoReturn:
@@ -91,7 +117,7 @@ class Hosting:
     def release(self, room: Room) -> None:
         """Take the slot from a room that has one."""
         if room.slot is not None:
-            self.supervisor.tell("close", world=room.world.spec.id, slot=room.slot)
+            self.engine(room).tell("close", world=room.world.spec.id, slot=room.slot)
             room.slot = None
 
     async def open(self, room: Room) -> None:
@@ -139,7 +165,7 @@ class Hosting:
         """The engine's answer to a command about a room; raises as `Supervisor.call`."""
         if room.slot is None:
             raise EngineLost("the room holds no slot of the engine now. Try again.")
-        return await self.supervisor.call(command, payload, world=room.world.spec.id, slot=room.slot, **arguments)
+        return await self.engine(room).call(command, payload, world=room.world.spec.id, slot=room.slot, **arguments)
 
     async def wake(self, room: Room) -> None:
         """Give a room that sleeps a slot again; raises as `open`."""
@@ -170,12 +196,12 @@ class Hosting:
             if state is not room.state:
                 room.state = state
                 if room.clock == "realtime":
-                    self.supervisor.tell("run", world=room.world.spec.id, slot=room.slot, running=running)
+                    self.engine(room).tell("run", world=room.world.spec.id, slot=room.slot, running=running)
         room.tell({"type": "room", **room.describe()})
 
-    async def _reopen_all(self) -> None:
-        """A new engine has come up: put every room that holds a slot back into it."""
-        for room in self.holding():
+    async def _reopen_all(self, index: int) -> None:
+        """A new engine has come up: put every room that holds a slot of it back into it."""
+        for room in self.holding(self.engines[index]):
             async with room.lock:
                 if room.slot is None:
                     continue
@@ -190,21 +216,21 @@ class Hosting:
 
     # -- what the engine tells ---------------------------------------------------------------------------------------
 
-    def _on_event(self, message: Message) -> None:
+    def _on_event(self, index: int, message: Message) -> None:
         facts = message.facts
         if facts["event"] == "frames":
-            self._on_frames(facts["world"], facts["frames"], facts["step_ms"])
+            self._on_frames(self.engines[index], facts["world"], facts["frames"], facts["step_ms"])
         elif facts["event"] == "snapshot" and facts["room"] in self.rooms:
             self.rooms[facts["room"]].snapshots.append((facts["frame_id"], message.payload))
 
-    def _on_frames(self, world_id: str, frames: list[list[Any]], step_ms: float) -> None:
+    def _on_frames(self, engine: Supervisor, world_id: str, frames: list[list[Any]], step_ms: float) -> None:
         if step_ms:
             self.metrics.step.labels(world_id).observe(step_ms / 1000)
-            costs = self.supervisor.costs_ms
+            costs = engine.costs_ms
             costs[world_id] += 0.02 * (step_ms / len(frames) - costs[world_id])
         for slot, room_id in frames:
             room = self.rooms.get(room_id)
-            row = self.supervisor.tables[world_id].read(slot)
+            row = engine.tables[world_id].read(slot)
             if room is None or room.slot != slot or row is None or row.frame_id == room.frame_id:
                 continue
             with self.metrics.encode.time():
@@ -212,12 +238,18 @@ class Hosting:
             self._after_frame(room)
 
     def _after_frame(self, room: Room) -> None:
-        """Note how long actions took, and let the seats that nobody sits in act."""
+        """Note how long actions took, and let the bots act."""
         now, row = time.monotonic(), room.frame.row
         for seat in room.seats:
             if seat.sent_at is not None and row.acked[seat.index] >= seat.sent_at[0]:
                 self.metrics.latency.observe(now - seat.sent_at[1])
                 seat.sent_at = None
-            if seat.stand_in is not None:
-                action = seat.stand_in.act()
-                self.table(room).act(room.slot, seat.index, action)
+            if seat.bot is not None and row.flags & FIRST:
+                seat.bot.reset()
+        self.let_bots_act(room)
+
+    def let_bots_act(self, room: Room) -> None:
+        """Hold what the bots of a room choose from its current frame."""
+        for seat in room.seats:
+            if seat.bot is not None and room.slot is not None and room.frame is not None:
+                self.table(room).act(room.slot, seat.index, seat.bot.act(room.frame.row.frame))

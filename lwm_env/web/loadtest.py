@@ -3,15 +3,12 @@
 import asyncio
 import contextlib
 import json
-import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,17 @@ from tqdm import tqdm
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from lwm_env.web import load_report
 from lwm_env.web.client import Api, ServerError
+from lwm_env.web.load_report import Sampler, Tally
 from lwm_env.web.protocol import FrameMessage
 
 ACTION_SECONDS = 0.25  # between two actions of a player
 START_SECONDS = 120.0
 WARM_UP_SECONDS = 2.0  # that do not count
 STALE_SECONDS = 1.0
+CHURN_SECONDS = 1.0
+SILENCE_SECONDS = 30.0  # without a frame, after which a client gives up
 
 
 @click.command()
@@ -43,21 +44,34 @@ STALE_SECONDS = 1.0
 @click.option("--fps", type=click.FloatRange(1, 240), help="Steps per second of a server that is started here.")
 @click.option("--backend", type=click.Choice(["torch", "onnx"]), default="torch", show_default=True, help="Likewise.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Likewise.")
+@click.option("--engines", type=click.IntRange(1, 64), default=1, show_default=True, help="Likewise.")
 @click.option("--max-load", type=click.FloatRange(min=0.01), default=0.85, show_default=True, help="Likewise.")
+@click.option("--churn", is_flag=True, help="Beside them, each second somebody makes a room, plays in it and leaves.")
+@click.option(
+    "--report", "out", type=click.Path(path_type=Path), help="A .json to write, with a table as .md beside it."
+)
+@click.option("--access-token", envvar="LWM_ACCESS_TOKEN", help="Of the server. [env: LWM_ACCESS_TOKEN]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def loadtest(
-    url: str | None, world: str | None, clients: int, stalled: int, seconds: float, as_json: bool, **own: Any
-) -> None:
+    url: str | None, world: str | None, clients: int, stalled: int, seconds: float, churn: bool, out: Path | None,
+    access_token: str | None, as_json: bool, **own: Any,
+) -> None:  # fmt: skip
     """Play with many clients on the server at URL, or on one that is started here for it, and print what they got."""
+    if out is not None:
+        load_report.check_path(out)
+    facts = load_report.describe_machine()
     with contextlib.ExitStack() as stack:
         if url is None:
             worlds = [world] if world else []
-            url = stack.enter_context(
-                started_server({"worlds": worlds, **{k: v for k, v in own.items() if v is not None}})
-            )
+            chosen = {name: value for name, value in own.items() if value is not None}
+            facts["server"] = chosen
+            url = stack.enter_context(started_server({"worlds": worlds, **chosen}))
             world = None
-        report = asyncio.run(measure(Api(url), world, clients, min(stalled, clients), seconds))
-    click.echo(json.dumps(report) if as_json else as_table(report))
+        api = Api(url, access_token)
+        report = {**asyncio.run(measure(api, world, clients, min(stalled, clients), seconds, churn)), **facts}
+    if out is not None:
+        load_report.write(report, out, " ".join(["lwm", *sys.argv[1:]]))
+    click.echo(json.dumps(report) if as_json else load_report.as_lines(report))
 
 
 @contextlib.contextmanager
@@ -80,31 +94,24 @@ def started_server(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def wait_until_ready(url: str, seconds: float = START_SECONDS) -> None:
-    """Raises ServerError when it takes longer."""
+    """Until all engines are there; raises ServerError when it takes longer."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5):
-            return
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+            if all(engine["ready"] for engine in json.loads(answer.read())["engines"]):
+                return
         time.sleep(0.1)
     raise ServerError(f"{url} was not ready within {seconds:g} s.")
 
 
-@dataclass
-class Tally:
-    """What one client saw."""
+async def measure(
+    api: Api, world: str | None, clients: int, stalled: int, seconds: float, churn: bool = False
+) -> load_report.Report:
+    """Let clients play for some seconds; the figures of all of them together.
 
-    arrivals: list[float] = field(default_factory=list)  # seconds
-    latencies: list[float] = field(default_factory=list)  # seconds from an action to the frame that shows it
-    frame_ids: list[int] = field(default_factory=list)
-    stale: int = 0  # frames older than a second when they came
-
-    @property
-    def rate(self) -> float:
-        return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0]) if len(self.arrivals) > 1 else 0.0
-
-
-async def measure(api: Api, world: str | None, clients: int, stalled: int, seconds: float) -> dict[str, Any]:
-    """Let clients play for some seconds; the figures of all of them together."""
+    Raises:
+        ServerError: the server let nobody in, or a connection was lost.
+    """
     offered = {spec["id"]: spec for spec in await asyncio.to_thread(api.call, "GET", "worlds")}
     spec = offered[world or next(iter(offered))]
     refused, seats = 0, []
@@ -119,21 +126,29 @@ async def measure(api: Api, world: str | None, clients: int, stalled: int, secon
         raise ServerError("the server let nobody in. Give it more time, or a larger max_load.", 503)
     begin = time.monotonic() + WARM_UP_SECONDS
     tallies = [Tally() for _ in seats]
-    before = asyncio.create_task(_read_metrics(api.url, WARM_UP_SECONDS))
+    sampler = Sampler(api.url)
+    beside = [asyncio.create_task(sampler.run(WARM_UP_SECONDS, seconds))]
+    if churn:
+        beside.append(asyncio.create_task(_come_and_go(api, spec, visits := [])))
     players = [
         _play(api, seat, spec, tally, (begin, begin + seconds), stalls=number < stalled)
         for number, (seat, tally) in enumerate(zip(seats, tallies, strict=True))
     ]
-    progress = asyncio.create_task(_show_progress(WARM_UP_SECONDS + seconds))
+    beside.append(asyncio.create_task(_show_progress(WARM_UP_SECONDS + seconds)))
     try:
         await asyncio.gather(*players)
-        after = await _read_metrics(api.url, 0)
+        await sampler.take()
+        for task in beside:
+            if task.done():
+                task.result()  # it has failed: tell
     finally:
-        progress.cancel()
+        for task in beside:
+            task.cancel()
         for seat in seats:
             with contextlib.suppress(ServerError):
                 await asyncio.to_thread(api.call, "DELETE", f"rooms/{seat['room']}", None, seat["owner"])
-    return _report(spec, tallies, stalled, refused, seconds, (await before, after))
+    report = load_report.summarise(spec, tallies, stalled, refused, seconds, sampler.samples)
+    return {**report, **({"visits": len(visits)} if churn else {}), "samples": sampler.samples}
 
 
 def _take_seat(api: Api, world: str) -> dict[str, Any]:
@@ -149,7 +164,7 @@ async def _play(api: Api, seat: dict, spec: dict, tally: Tally, span: tuple[floa
         acting = asyncio.create_task(_act(socket, spec["actions"], sent := {}))
         try:
             while time.monotonic() < stop:
-                message = await asyncio.wait_for(socket.recv(), 30)
+                message = await asyncio.wait_for(socket.recv(), SILENCE_SECONDS)
                 if not isinstance(message, bytes):
                     continue
                 frame, now = FrameMessage.unpack(message), time.monotonic()
@@ -166,11 +181,30 @@ async def _play(api: Api, seat: dict, spec: dict, tally: Tally, span: tuple[floa
             acting.cancel()
 
 
+async def _come_and_go(api: Api, spec: dict, visits: list[float]) -> None:
+    """A visitor each second, who stays for about as long."""
+    while True:
+        begin = time.monotonic()
+        seat = await asyncio.to_thread(_take_seat, api, spec["id"])
+        try:
+            span = (begin, begin + CHURN_SECONDS)
+            await _play(api, seat, spec, Tally(), span, stalls=False)
+            visits.append(begin)
+        finally:
+            await asyncio.to_thread(api.call, "DELETE", f"rooms/{seat['room']}", None, seat["owner"])
+        await asyncio.sleep(max(0.0, begin + CHURN_SECONDS - time.monotonic()))
+
+
 @contextlib.asynccontextmanager
 async def _attached(api: Api, seat: dict) -> AsyncIterator[ClientConnection]:
-    async with connect(api.websocket_url, compression=None, max_size=1 << 24, close_timeout=1) as socket:
-        await socket.send(json.dumps({"type": "attach", "room": seat["room"], "token": seat["token"]}))
-        yield socket
+    try:
+        async with connect(api.websocket_url, compression=None, max_size=1 << 24, close_timeout=1) as socket:
+            attach = {"type": "attach", "room": seat["room"], "token": seat["token"], "access": api.access_token}
+            await socket.send(json.dumps(attach))
+            yield socket
+    except (ConnectionClosed, OSError, TimeoutError) as error:
+        told = str(error) or f"no frame in {SILENCE_SECONDS:g} s"
+        raise ServerError(f"a client was cut off ({told}). The server's log tells more; try fewer clients.") from error
 
 
 async def _act(socket: ClientConnection, actions: dict[str, Any], sent: dict[int, float]) -> None:
@@ -188,58 +222,3 @@ async def _act(socket: ClientConnection, actions: dict[str, Any], sent: dict[int
 async def _show_progress(seconds: float) -> None:
     for _ in tqdm(range(int(seconds)), desc="playing", unit="s", disable=None):
         await asyncio.sleep(1)
-
-
-async def _read_metrics(url: str, delay: float) -> dict[str, float]:
-    await asyncio.sleep(delay)
-
-    def read() -> str:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-            return answer.read().decode()
-
-    wanted = "process_resident_memory_bytes|lwm_engine_memory_bytes|lwm_engine_restarts"
-    found = re.findall(rf"^({wanted}) (\S+)$", await asyncio.to_thread(read), flags=re.MULTILINE)
-    return {name: float(value) for name, value in found}
-
-
-def _report(
-    spec: dict, tallies: list[Tally], stalled: int, refused: int, seconds: float, metrics: tuple[dict, dict]
-) -> dict[str, Any]:
-    reading = tallies[stalled:] or tallies
-    gaps = np.concatenate([np.diff(tally.arrivals) for tally in reading]) * 1000
-    latencies = np.concatenate([tally.latencies for tally in reading]) * 1000
-    rates = [tally.rate for tally in reading]
-    shown = sum(len(tally.frame_ids) for tally in reading)
-    made = sum(tally.frame_ids[-1] - tally.frame_ids[0] + 1 for tally in reading if tally.frame_ids)
-    before, after = metrics
-
-    def quantile(values: np.ndarray, share: float) -> float | None:
-        return round(float(np.quantile(values, share)), 1) if len(values) else None
-
-    return {
-        "world": spec["id"],
-        "steps_per_second": spec["fps"],
-        "clients": len(tallies),
-        "stalled": stalled,
-        "refused": refused,
-        "seconds": seconds,
-        "cpu_count": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "rate_mean": round(float(np.mean(rates)), 2),
-        "rate_min": round(float(np.min(rates)), 2),
-        "interframe_ms_p50": quantile(gaps, 0.5),
-        "interframe_ms_p95": quantile(gaps, 0.95),
-        "action_to_frame_ms_p50": quantile(latencies, 0.5),
-        "action_to_frame_ms_p95": quantile(latencies, 0.95),
-        "frames_left_out": made - shown,
-        "stale_frames_of_a_stalled_client": max((tally.stale for tally in tallies[:stalled]), default=0),
-        "engine_restarts": int(after.get("lwm_engine_restarts", 0)),
-        "web_memory_mb": [round(m.get("process_resident_memory_bytes", 0) / 1e6, 1) for m in (before, after)],
-        "engine_memory_mb": [round(m.get("lwm_engine_memory_bytes", 0) / 1e6, 1) for m in (before, after)],
-    }
-
-
-def as_table(report: dict[str, Any]) -> str:
-    """The report as lines of name and value; memory at the beginning and at the end."""
-    width = max(map(len, report))
-    return "\n".join(f"{name:{width}}  {value}" for name, value in report.items())

@@ -1,7 +1,6 @@
-"""What people do in the rooms of a server: come and go, act, turn back time; and what time does to the rooms."""
+"""What people do in the rooms of a server: come and go, act, turn back time."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -10,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from lwm_env.errors import InvalidInput, LwmError, StorageError, UnknownWorld, WrongOrder
-from lwm_env.web import protocol, room_files
+from lwm_env import opponents
+from lwm_env.errors import LwmError, StorageError, UnknownWorld, WrongOrder
+from lwm_env.web import protocol, room_files, stepping
 from lwm_env.web.hosting import Hosting
 from lwm_env.web.metrics import Metrics
 from lwm_env.web.protocol import Control, Pause, Restart, Rewind, SetTemperature
 from lwm_env.web.rooms import Clock, Frame, PlayedBy, Room, RoomState, Seat, SeatState, Viewer, check_action
 from lwm_env.web.settings import Settings
 from lwm_env.web.supervisor import PlayedWorld
+from lwm_env.web.timers import Timers
 
-TIDY_SECONDS = 0.25
 PREVIEW_SECONDS = 0.15  # between two frames of a gallery picture
-PREVIEW_IDLE_SECONDS = 10.0
 RETRY_SECONDS = 5  # what those are told who cannot come in now
 
 log = logging.getLogger("lwm.lobby")
@@ -38,22 +37,27 @@ class Lobby:
         self.worlds, self.settings, self.metrics = worlds, settings, metrics
         self.hosting = Hosting(worlds, settings, metrics)
         self.rooms = self.hosting.rooms
-        self._previews: dict[str, Room] = {}
+        self._timers = Timers(
+            self.hosting, lambda room: self._later(self.close(room)), lambda room: self._later(self.hosting.sleep(room))
+        )
         self._preview_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def ready(self) -> bool:
-        return self.hosting.supervisor.healthy and not self.hosting.draining
+        """Whether rooms can be played: at least one engine is heard from, and the server goes on."""
+        return any(engine.healthy for engine in self.hosting.engines) and not self.hosting.draining
 
     async def run(self) -> None:
-        """The engine, and the timers of rooms and seats, until cancelled or until no engine can be had."""
+        """The engines, and the timers of rooms and seats, until cancelled or until an engine cannot be had at all."""
         if self.settings.state_dir:
             self._load(room_files.read_all(self.settings.state_dir, self.worlds))
         async with asyncio.TaskGroup() as tasks:
-            tidying = tasks.create_task(self._tidy_always())
-            await self.hosting.supervisor.run()
-            tidying.cancel()
+            tidying = tasks.create_task(self._timers.run())
+            engines = [tasks.create_task(engine.run()) for engine in self.hosting.engines]
+            await asyncio.wait(engines, return_when=asyncio.FIRST_COMPLETED)
+            for task in (tidying, *engines):
+                task.cancel()
 
     # -- coming and going --------------------------------------------------------------------------------------------
 
@@ -95,6 +99,7 @@ class Lobby:
             played_by=played_by,
             num_snapshots=max(2, round(self.settings.rewind_seconds)),
         )
+        room.id = self.hosting.new_id()
         if snapshot is not None:
             room.snapshots.append((0, snapshot))
         async with room.lock:
@@ -108,6 +113,15 @@ class Lobby:
         room.used_at = time.monotonic()
         room.tell({"type": "room", **room.describe()})
         return seat, token
+
+    def give(self, room: Room, player: str, played_by: PlayedBy) -> None:
+        """Let a free seat be played by people, nobody or a bot from the next step on; raises as `Room.give`."""
+        seat = room.give(player, played_by)
+        if room.slot is not None:
+            self.hosting.table(room).rest(room.slot, seat.index)
+            self.hosting.let_bots_act(room)
+        room.used_at = time.monotonic()
+        self.hosting.settle(room)
 
     async def enter(self, room: Room, token: str | None, viewer: Viewer) -> str | None:
         """Let a connection in, into the seat of its token or among the spectators; the seat's new token.
@@ -196,6 +210,9 @@ class Lobby:
     async def restart(self, room: Room, seed: int | None) -> None:
         """Begin an episode: the first of a seed, or the next one of the room's."""
         room.seed = room.seed if seed is None else seed
+        for seat in room.seats:
+            if seat.bot is not None and seed is not None:
+                seat.bot.reset(seed + seat.index)
         await self.hosting.start_over(room, kind="seed", seed=seed)
 
     async def start_from(self, room: Room, picture: np.ndarray) -> str | None:
@@ -215,47 +232,19 @@ class Lobby:
             return (await self.hosting.call(room, "snapshot")).payload
 
     async def step(self, orders: Sequence[tuple[Room, Mapping[str, Any]]]) -> list[Frame]:
-        """One step of rooms without a clock, those of one world as one batch; the frames that came of it.
-
-        Raises:
-            InvalidInput: an action is missing, unknown or out of range, or a room comes twice. Nothing was stepped.
-            WrongOrder: a room has a clock of its own. EngineLost, Busy.
-        """
-        if len({room.id for room, _ in orders}) < len(orders):
-            raise InvalidInput("a room came twice in one batch. Send its second step afterwards.")
-        checked = [(room, self._joint(room, actions)) for room, actions in orders]
-        batches: dict[str, list[int]] = {}
-        async with contextlib.AsyncExitStack() as locks:
-            for room in sorted((room for room, _ in checked), key=lambda room: room.id):
-                await self.hosting.wake(room)
-                await locks.enter_async_context(room.lock)
-            for room, actions in checked:
-                world_id = room.world.spec.id
-                batches.setdefault(world_id, []).append(room.slot)
-                for player, action in actions.items():
-                    self.hosting.table(room).act(room.slot, player, action)
-                room.used_at = time.monotonic()
-            for world_id, slots in batches.items():
-                await self.hosting.supervisor.call("step", world=world_id, slots=slots)
-        return [room.frame for room, _ in checked]
-
-    def _joint(self, room: Room, actions: Mapping[str, Any]) -> dict[int, int | list[float]]:
-        if room.clock != "manual":
-            raise WrongOrder("this room has a clock of its own. Create one with clock=manual to step it.")
-        wanted = {seat.player: seat.index for seat in room.seats if seat.played_by == "human"}
-        if set(actions) != set(wanted):
-            raise InvalidInput(f"actions for {sorted(actions)} came; one for each of {sorted(wanted)} is needed.")
-        return {wanted[player]: check_action(action, room.world) for player, action in actions.items()}
+        """One step of rooms without a clock; see `stepping.step`."""
+        return await stepping.step(self.hosting, orders)
 
     async def preview(self, world_id: str) -> bytes:
         """A JPEG of a world that dreams on while somebody looks at the gallery."""
         async with self._preview_lock:
-            room = self._previews.get(world_id)
+            room = self.hosting.previews.get(world_id)
             if room is None:
-                players = dict.fromkeys(self.worlds[world_id].spec.players, "sticky")
+                spec = self.worlds[world_id].spec
+                players = dict.fromkeys(spec.players, opponents.names_for(spec)[0])
                 room, _ = await self.create(world_id, clock="manual", played_by=players)
                 room.hidden = True
-                self._previews[world_id] = room
+                self.hosting.previews[world_id] = room
         if time.monotonic() - room.used_at >= PREVIEW_SECONDS and not room.lock.locked():
             await self.step([(room, {})])
         return room.frame.jpeg
@@ -272,55 +261,6 @@ class Lobby:
         task = asyncio.get_running_loop().create_task(attempt())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    # -- timers ------------------------------------------------------------------------------------------------------
-
-    async def _tidy_always(self) -> None:
-        while True:
-            await asyncio.sleep(TIDY_SECONDS)
-            for room in list(self.rooms.values()):
-                self._tidy(room)
-            self._count()
-
-    def _tidy(self, room: Room) -> None:
-        now = time.monotonic()
-        if not self.hosting.supervisor.ready:  # nobody can come back now, so nobody's time runs out
-            room.used_at = now
-            for seat in room.seats:
-                seat.deadline += TIDY_SECONDS
-            return
-        expired = [seat for seat in room.seats if seat.expire(now)]
-        if expired:
-            room.tell({"type": "room", **room.describe()})
-        if room.has_player:
-            room.used_at = now
-            return
-        idle = now - room.used_at
-        if room.hidden:
-            if idle >= PREVIEW_IDLE_SECONDS:
-                self._previews.pop(room.world.spec.id, None)
-                self._later(self.close(room))
-        elif idle >= self.settings.close_seconds:
-            self._later(self.close(room))
-        elif idle >= self.settings.snapshot_seconds and room.slot is not None and not room.lock.locked():
-            self._later(self.hosting.sleep(room))
-        elif idle >= self.settings.pause_seconds and room.state is RoomState.RUNNING and room.clock == "realtime":
-            self.hosting.settle(room)
-
-    def _count(self) -> None:
-        visible = [room for room in self.rooms.values() if not room.hidden]
-        for state in RoomState:
-            self.metrics.rooms.labels(state.value).set(sum(room.state is state for room in visible))
-        for state in SeatState:
-            seats = [seat for room in visible for seat in room.seats if seat.played_by == "human"]
-            self.metrics.seats.labels(state.value).set(sum(seat.state is state for seat in seats))
-        for world_id in self.worlds:
-            self.metrics.slots.labels(world_id).set(sum(r.world.spec.id == world_id for r in self.hosting.holding()))
-        self.metrics.viewers.set(sum(len(room.viewers) for room in visible))
-        self.metrics.load.set(self.hosting.load)
-        self.metrics.ready.set(self.hosting.supervisor.healthy)
-        self.metrics.engine_memory.set(self.hosting.supervisor.memory_bytes)
-        self.metrics.restarts.set(self.hosting.supervisor.restarts)
 
     # -- stopping and going on ---------------------------------------------------------------------------------------
 

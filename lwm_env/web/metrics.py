@@ -13,12 +13,14 @@ class Metrics:
         self.rooms = Gauge("lwm_rooms", "Rooms by state", ["state"], registry=registry)
         self.seats = Gauge("lwm_seats", "Seats for people by state", ["state"], registry=registry)
         self.viewers = Gauge("lwm_viewers", "Open connections that take part in a room", registry=registry)
-        self.slots = Gauge("lwm_slots", "Slots of the engine that rooms hold", ["world"], registry=registry)
-        self.load = Gauge("lwm_load", "Expected share of the engine's time", registry=registry)
-        self.ready = Gauge("lwm_engine_ready", "1 while the engine answers", registry=registry)
-        self.restarts = Gauge("lwm_engine_restarts", "Engines that had to be replaced", registry=registry)
+        self.slots = Gauge("lwm_slots", "Slots of the engines that rooms hold", ["world"], registry=registry)
+        self.load = Gauge("lwm_load", "Expected share of the engine's time", ["engine"], registry=registry)
+        self.ready = Gauge("lwm_engine_ready", "1 while the engine answers", ["engine"], registry=registry)
+        self.restarts = Gauge(
+            "lwm_engine_restarts", "Times that the engine had to be replaced", ["engine"], registry=registry
+        )
         self.engine_memory = Gauge(
-            "lwm_engine_memory_bytes", "Resident memory of the engine (Linux)", registry=registry
+            "lwm_engine_memory_bytes", "Resident memory of the engine (Linux)", ["engine"], registry=registry
         )
         ProcessCollector(registry=registry)  # process_resident_memory_bytes and the like, of the web process
         seconds = {"buckets": _MILLISECONDS, "registry": registry}

@@ -13,14 +13,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from lwm_env.demo import StickyPlayer
+from lwm_env import opponents
 from lwm_env.errors import InvalidInput, LwmError
+from lwm_env.opponents import Opponent
 from lwm_env.spec import DiscreteActions
 from lwm_env.web import pictures
 from lwm_env.web.slot_table import Row
 from lwm_env.web.supervisor import PlayedWorld
 
-PlayedBy = Literal["human", "neutral", "sticky"]  # neutral: action 0; sticky: as a child with a gamepad
+PlayedBy = str  # "human": people and programs; "neutral": nobody, action 0; else the name of a bot (lwm_env.opponents)
 Clock = Literal["realtime", "manual"]
 
 
@@ -88,7 +89,7 @@ class Seat:
     secret: Secret = field(default_factory=Secret)
     deadline: float = 0.0  # of a reservation, or of a return
     viewer: Viewer | None = None
-    stand_in: StickyPlayer | None = None
+    bot: Opponent | None = None
     sent_at: tuple[int, float] | None = None  # seq and arrival of an action that no frame has shown yet
 
     def expire(self, now: float) -> bool:
@@ -143,12 +144,9 @@ class Room:
         self.id = secrets.token_urlsafe(9)
         self.world, self.seed, self.temperature = world, seed, temperature
         self.clock, self.public = clock, public
-        self.seats = [
-            Seat(index, player, played_by.get(player, "human")) for index, player in enumerate(world.spec.players)
-        ]
+        self.seats = [Seat(index, player) for index, player in enumerate(world.spec.players)]
         for seat in self.seats:
-            if seat.played_by == "sticky":
-                seat.stand_in = StickyPlayer(world.spec.actions, seed + seat.index)
+            self.give(seat.player, played_by.get(seat.player, "human"))
         self.owner = Secret()
         self.viewers: set[Viewer] = set()
         self.state = RoomState.CREATED
@@ -163,6 +161,24 @@ class Room:
         self.lock = asyncio.Lock()  # of whatever changes the engine's slot
 
     # -- seats -------------------------------------------------------------------------------------------------------
+
+    def give(self, player: str, played_by: PlayedBy) -> Seat:
+        """Let a seat be played by people ("human"), by nobody ("neutral") or by a bot.
+
+        Raises:
+            InvalidInput: there is no such player, or no such bot for this world.
+            Occupied: somebody sits there, or may come back.
+        """
+        spec = self.world.spec
+        if player not in spec.players:
+            raise InvalidInput(f"no seat {player!r:.40}; {spec.id} has {list(spec.players)}.")
+        seat = self.seats[spec.players.index(player)]
+        if seat.state is not SeatState.FREE:
+            raise Occupied(f"{player} is {seat.state.value}. A seat is given away once nobody has it.")
+        known = played_by in opponents.RESERVED
+        seat.bot = None if known else opponents.make(played_by, spec, player, self.seed + seat.index)
+        seat.played_by = played_by
+        return seat
 
     def reserve(self, player: str | None, until: float) -> tuple[Seat, str]:
         """A free seat for a person, the first one or that of a player, and its token.

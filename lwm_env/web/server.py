@@ -78,9 +78,9 @@ class Server(uvicorn.Server):
     def start(self) -> int:
         """Serve until a signal; the exit code."""
         asyncio.run(self.serve(sockets=[self.socket]))
-        failure = self.lobby.hosting.supervisor.failure
-        if failure is not None:
-            raise ConfigMismatch(failure)
+        for engine in self.lobby.hosting.engines:
+            if engine.failure is not None:
+                raise ConfigMismatch(engine.failure)
         return 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,5 +1,6 @@
 """What a server is told: by `lwm play` on the command line, by `lwm serve` in a TOML file."""
 
+import os
 import tomllib
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,6 +13,7 @@ from lwm_env.errors import ConfigMismatch, StorageError
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 MIN_TOKEN_LENGTH = 22  # 128 bits in base64
+ACCESS_TOKEN_VARIABLE = "LWM_ACCESS_TOKEN"
 
 
 class Settings(BaseModel):
@@ -30,11 +32,12 @@ class Settings(BaseModel):
 
     device: str = "cpu"
     backend: Literal["torch", "onnx"] = "torch"
-    threads: Count = 1  # of the engine
+    engines: Annotated[int, Field(ge=1, le=64)] = 1  # processes that the rooms are shared among
+    threads: Count = 1  # of an engine
     fps: Annotated[float, Field(gt=0, le=240)] | None = None  # steps per second; None: each world's own
 
-    max_rooms: Annotated[int, Field(ge=1, le=256)] = 64  # of a world, stepped or paused
-    max_load: Annotated[float, Field(gt=0)] = 0.85  # share of the engine's time that rooms may be expected to take
+    max_rooms: Annotated[int, Field(ge=1, le=256)] = 64  # of a world in an engine, stepped or paused
+    max_load: Annotated[float, Field(gt=0)] = 0.85  # share of an engine's time that rooms may be expected to take
     max_viewers: Count = 256
     requests_per_minute: Count = 6000  # of one address
     rooms_per_minute: Count = 60  # that one address may create
@@ -67,19 +70,25 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read_settings(path: Path) -> Settings:
-    """The settings of a TOML file.
+def read_settings(path: Path, **changes: object) -> Settings:
+    """The settings of a TOML file; an access token that it leaves out is taken from the environment's LWM_ACCESS_TOKEN.
+
+    Args:
+        changes: settings that count instead of the file's.
 
     Raises:
         StorageError: it cannot be read.
         ConfigMismatch: not TOML, an unknown setting, or a value out of its range.
     """
     try:
-        return make_settings(**tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigMismatch(f"{path} is not TOML ({error}). See docs/play.md for an example.") from error
+    if os.environ.get(ACCESS_TOKEN_VARIABLE):
+        values.setdefault("access_token", os.environ[ACCESS_TOKEN_VARIABLE])
+    return make_settings(**{**values, **changes})
 
 
 def make_settings(**values: object) -> Settings:

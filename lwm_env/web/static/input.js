@@ -84,7 +84,7 @@ export class Input {
 
   #onKey(event, down) {
     if (down && (event.ctrlKey || event.metaKey || event.altKey)) return;
-    if (event.target.matches?.("input[type=number]")) return;
+    if (event.target.matches?.("input[type=number], select")) return;
     const name = event.key.toLowerCase();
     const key = (ALIASES[name] ?? [name]).find((alias) => this.keys.includes(alias));
     if (!key) return;

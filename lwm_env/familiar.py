@@ -23,9 +23,9 @@ _least: "weakref.WeakKeyDictionary[WorldModel, float]" = weakref.WeakKeyDictiona
 @torch.inference_mode()
 def reconstruction_psnr(model: WorldModel, frames: Tensor) -> Tensor:
     """How well the tokenizer draws frames, uint8 (B, H, W, 3): float64 (B,) in dB."""
-    device, tokenizer = model.reward_values.device, model.tokenizer
+    tokenizer = model.tokenizer
     errors = []
-    for part in frames.to(device).split(16):
+    for part in frames.to(tokenizer.levels.device).split(16):
         latent = tokenizer.levels[tokenizer.indices(tokenizer.encode(to_pixels(part)))]
         drawn = to_frames(tokenizer.decode(latent))
         errors.append((drawn.double() - part.double()).square().mean((1, 2, 3)))
@@ -37,8 +37,8 @@ def least_psnr(model: object) -> float | None:
 
     Found once for each model, from the first and the last frame of every prompt.
     """
-    core = getattr(model, "model", model)  # the torch model behind another runtime's
-    if not isinstance(core, WorldModel) or core.prompts is None or not len(core.prompts.frames):
+    core = _core(model)
+    if core is None or core.prompts is None or not len(core.prompts.frames):
         return None
     if core not in _least:
         frames = core.prompts.frames
@@ -46,12 +46,17 @@ def least_psnr(model: object) -> float | None:
     return _least[core]
 
 
+def _core(model: object) -> WorldModel | None:
+    """The torch model itself, or the one behind another runtime's."""
+    core = getattr(model, "model", model)
+    return core if isinstance(core, WorldModel) else None
+
+
 def unfamiliar(model: object, frames: Tensor) -> str | None:
     """What to tell about frames, uint8 (B, H, W, 3), of which the world does not know one; None if it knows all."""
-    least = least_psnr(model)
-    if least is None:
+    core, least = _core(model), least_psnr(model)
+    if core is None or least is None:
         return None
-    core = getattr(model, "model", model)
     worst = float(reconstruction_psnr(core, frames).min())
     if worst >= least:
         return None

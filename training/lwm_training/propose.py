@@ -67,7 +67,13 @@ def recipe_text(probe: Probe, world_id: str, data_path: str, minutes: float, cam
         camera: whether to train the camera; None: if the picture scrolls.
     """
     scrolls = probe.scrolled >= SCROLLS if camera is None else camera
-    parts = [_head(probe, world_id), _actions(probe), _real(probe), _data(data_path), _train(probe, minutes, scrolls)]
+    parts = [
+        _head(probe, world_id),
+        _actions(probe),
+        _real(probe),
+        _data(data_path, scrolls),
+        _train(probe, minutes, scrolls),
+    ]
     return "\n".join(parts)
 
 
@@ -138,11 +144,12 @@ def _real(probe: Probe) -> str:
     return "\n".join([*lines, "", "[licences] # of what the world is learned from; kept in world.json", ""])
 
 
-def _data(path: str) -> str:
+def _data(path: str, camera: bool) -> str:
+    still = "" if camera else 'overrides = { "camera.max_motion" = 0 } # the camera stands still\n'
     return f"""\
 [model]
 preset = "nano" # sizes: lwm presets
-
+{still}
 [data]
 kind = "store"
 path = {json.dumps(path)} # what was recorded, from the working directory of `lwm new`
@@ -168,12 +175,16 @@ def _train(probe: Probe, minutes: float, camera: bool) -> str:
     for name, trains, part, rest in stages:
         lines += ["", f"[[train.stages]] # {_WHAT[name]}", f'name = "{name}"', f'trains = "{trains}"']
         lines += [f"minutes = {max(0.001, minutes * part / whole):.4g}", *_table(rest)]
+        changed = {} if camera else {"changed": 0.5}  # little moves where the picture does not
         if trains == "camera":
             lines += [f"context = {longest}", "loss = { place = 0.4 }"]
             lines += ["dreamed = true"] if name == "camera-dreams" else []
         elif trains == "dynamics":
             lines += [f"context = {min(6, longest) if name == 'draw' else longest}"]
-            lines += [f"loss = {{ guided = {1.0 if name == 'draw' else 0.6} }}"]
+            weights = {"guided": 1.0 if name == "draw" else 0.6} | changed
+            lines += [f"loss = {{ {', '.join(_table(weights))} }}"]
+        elif changed:
+            lines += [f"loss = {{ {', '.join(_table(changed))} }}"]
     return "\n".join([*lines, ""])
 
 

@@ -95,9 +95,10 @@ def work_of_a_frame(model: "WorldModel") -> tuple[int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    spec, device = model.spec, model.reward_values.device
+    spec, device = model.spec, next(model.parameters()).device
     frames = torch.zeros(1, 1, *spec.frame_size, 3, dtype=torch.uint8, device=device)
-    shape, dtype = (1, len(spec.players)), torch.int64
+    shape: tuple[int, ...] = (1, len(spec.players))
+    dtype = torch.int64
     if not isinstance(spec.actions, DiscreteActions):
         shape, dtype = (*shape, spec.actions.dim), torch.float32
     action = torch.zeros(shape, dtype=dtype, device=device)

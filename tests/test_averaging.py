@@ -67,7 +67,7 @@ def recipe(tmp_path_factory, tiny_config, tiny_spec):
     stage = {"name": "all", "trains": "joint", "steps": 3, "learning_rate": 1e-2, "context": 2, "decay": False}
     train = {"batch_size": 2, "stages": [stage], "average": 0.5, "recompute": True, "checkpoint_minutes": 1e-7}
     data = {"kind": "store", "path": str(folder)}
-    spec = tiny_spec.model_dump(mode="json")
+    spec = tiny_spec.model_dump(mode="json", exclude_none=True)
     return check_document({"world": spec, "model": {"overrides": overrides}, "data": data, "train": train}, "the tests")
 
 

@@ -36,7 +36,8 @@ def _register_worlds() -> None:
     for manifest in [*shipped, *installed]:
         try:
             content = json.loads(manifest.read_bytes())
-            spec, restricted = content["spec"], content.get("provenance", {}).get("restricted")
+            spec, provenance = content["spec"], content["provenance"]
+            restricted = provenance.get("restricted") if isinstance(provenance, dict) else None
             if restricted:  # see `worlds.restrictions`
                 warnings.warn(f"{manifest} is not registered: its world learned under {restricted}.", stacklevel=2)
                 continue

@@ -16,9 +16,9 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from lwm_env import __version__, bench_serving, machine, worlds
+from lwm_env.card import work_of_a_frame
 from lwm_env.engine import Engine
 from lwm_env.envs.facts import read_transition
 from lwm_env.envs.loading import choose_device, load_world, open_engine
@@ -116,10 +116,7 @@ def random_world(size: str, frame_size: str | None, folder: Path) -> Path:
 def describe(folder: str) -> Report:
     """What is measured: the world, its size, and the work of a frame by torch's own counter."""
     manifest, model = worlds.read_manifest(Path(folder)), load_world(folder, torch.device("cpu"))
-    with torch.no_grad():  # in inference mode the counter does not see linear layers
-        state = model.start(model.prompts.frames[:1, :1], model.prompts.actions[:1, :0])
-        with FlopCounterMode(display=False) as counter:
-            model.step(state, model.prompts.actions[:1, 0])
+    flops, state_bytes = work_of_a_frame(model)
     return {
         "lwm_env": __version__,
         "world": manifest.spec.id,
@@ -127,8 +124,8 @@ def describe(folder: str) -> Report:
         "frame_size": list(manifest.spec.frame_size),
         "weights_sha256": model.weights_hash,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "flops_per_frame": counter.get_total_flops(),
-        "state_bytes_per_world": sum(value.nbytes for value in state.values()),
+        "flops_per_frame": flops,
+        "state_bytes_per_world": state_bytes,
     }
 
 

@@ -1,10 +1,13 @@
 """What the command line tells about worlds and presets."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lwm_env.spec import DiscreteActions, WorldSpec
 from lwm_env.worlds import Manifest
+
+if TYPE_CHECKING:
+    from lwm_env.world_model import WorldModel
 
 
 def describe(manifest: Manifest) -> str:
@@ -40,12 +43,17 @@ def _actions(spec: WorldSpec) -> str:
 
 
 def preset_rows() -> dict[str, dict[str, Any]]:
-    """Frame size and parameter counts of every preset, for a one-player world with nine actions.
+    """What every preset is, for a one-player world with nine actions: frame size, parameters and those of each part,
+    FLOPs a frame, bytes of the weights in float32 and of one world's state, and `at_most_frames_per_second` by card.
+
+    The last is the roofline of one world: a frame takes at least its FLOPs at the fp32 rate, and reading all weights
+    once at the memory bandwidth, that the card's maker states. It is a bound and no measurement.
 
     The models are built without memory (on torch's meta device).
     """
     import torch
 
+    from lwm_env.machine import CARDS
     from lwm_env.presets import PRESETS
     from lwm_env.spec import RealSource
     from lwm_env.world_model import WorldModel
@@ -65,5 +73,52 @@ def preset_rows() -> dict[str, dict[str, Any]]:
             model = WorldModel(config, spec)
         parts = {part: sum(p.numel() for p in child.parameters()) for part, child in model.named_children()}
         parts = {part: count for part, count in parts.items() if count}
-        rows[name] = {"frame_size": config.frame_size, "parameters": sum(parts.values()), "parts": parts}
+        flops, state_bytes = work_of_a_frame(model)
+        weight_bytes = 4 * sum(parts.values())
+        rows[name] = {
+            "frame_size": config.frame_size,
+            "parameters": sum(parts.values()),
+            "parts": parts,
+            "flops_per_frame": flops,
+            "weight_bytes": weight_bytes,
+            "state_bytes_per_world": state_bytes,
+            "at_most_frames_per_second": {
+                card: round(1 / max(flops / (1e9 * gflops), weight_bytes / (1e9 * gb_per_second)), 1)
+                for card, (gflops, gb_per_second) in CARDS.items()
+            },
+        }
     return rows
+
+
+def work_of_a_frame(model: "WorldModel") -> tuple[int, int]:
+    """FLOPs of one step of one world by torch's own counter, and the bytes of its state; on the model's device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    spec, device = model.spec, next(model.parameters()).device
+    frames = torch.zeros(1, 1, *spec.frame_size, 3, dtype=torch.uint8, device=device)
+    shape: tuple[int, ...] = (1, len(spec.players))
+    dtype = torch.int64
+    if not isinstance(spec.actions, DiscreteActions):
+        shape, dtype = (*shape, spec.actions.dim), torch.float32
+    action = torch.zeros(shape, dtype=dtype, device=device)
+    with torch.no_grad():  # in inference mode the counter does not see linear layers
+        state = model.start(frames, action[:, None][:, :0])
+        with FlopCounterMode(display=False) as counter:
+            model.step(state, action)
+    return counter.get_total_flops(), sum(value.nbytes for value in state.values())
+
+
+def preset_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """`preset_rows` as text."""
+    lines = []
+    for name, row in rows.items():
+        height, width = row["frame_size"]
+        parts = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in row["parts"].items())
+        lines.append(f"{name:6} {width}x{height}  {row['parameters'] / 1e6:.2f} M parameters ({parts})")
+        bounds = ", ".join(f"{card} {rate:,.0f}" for card, rate in row["at_most_frames_per_second"].items())
+        lines.append(
+            f"       {row['flops_per_frame'] / 1e9:.2f} GFLOP a frame, weights {row['weight_bytes'] / 1e6:,.0f} MB in"
+            f" float32, state {row['state_bytes_per_world'] / 1e6:.2f} MB a world; frames/s at most: {bounds}"
+        )
+    return [*lines, "At most: by the fp32 rate and bandwidth that the maker states; a bound, no measurement."]

@@ -157,17 +157,14 @@ def show_env(world: str, as_json: bool) -> None:
 @lwm.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def presets(as_json: bool) -> None:
-    """The model sizes and their parameter counts."""
+    """The model sizes: parameters, work and memory of a frame, and the roofline of two cards."""
     from lwm_env import card
 
     rows = card.preset_rows()
     if as_json:
         click.echo(json.dumps(rows))
         return
-    for name, row in rows.items():
-        height, width = row["frame_size"]
-        parts = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in row["parts"].items())
-        click.echo(f"{name:6} {width}x{height}  {row['parameters'] / 1e6:.2f} M parameters ({parts})")
+    click.echo("\n".join(card.preset_lines(rows)))
 
 
 def _extra_of(error: ModuleNotFoundError) -> MissingExtra | None:

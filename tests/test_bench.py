@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lwm_env import bench, bench_serving, machine
 from lwm_env.cli import main
@@ -50,7 +51,7 @@ def test_the_limits_of_the_machine_are_positive_and_threads_are_kept(monkeypatch
 
 def test_flops_of_a_frame_are_those_of_its_matrix_products(tiny_world):
     """The counter sees the linear layers too, which it does not in inference mode."""
-    with torch.no_grad(), bench.FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         nn.Linear(10, 20)(torch.zeros(3, 10))
 
     assert counter.get_total_flops() == 2 * 3 * 10 * 20

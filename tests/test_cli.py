@@ -140,6 +140,30 @@ def test_presets_count_the_parameters_of_each_part():
 
     assert list(rows) == ["nano", "small", "base", "large"]
     assert all(row["parameters"] == sum(row["parts"].values()) > 1e6 for row in rows.values())
+    assert all(row["weight_bytes"] == 4 * row["parameters"] for row in rows.values())
+
+
+def test_the_roofline_of_a_preset_is_its_work_or_its_weights_whatever_takes_longer():
+    from lwm_env.card import preset_lines, preset_rows
+
+    rows = preset_rows()
+    nano = rows["nano"]
+
+    compute, memory = 82_600e9 / nano["flops_per_frame"], 1008e9 / nano["weight_bytes"]
+    assert nano["at_most_frames_per_second"]["RTX 4090"] == round(min(compute, memory), 1)
+    assert "2.86 M parameters" in preset_lines(rows)[0] and "GFLOP a frame" in preset_lines(rows)[1]
+
+
+def test_the_work_of_a_preset_is_counted_without_memory_as_it_is_on_a_device(tiny_config, tiny_spec):
+    import torch
+
+    from lwm_env.card import work_of_a_frame
+    from lwm_env.world_model import WorldModel
+
+    with torch.device("meta"):
+        meta = WorldModel(tiny_config, tiny_spec)
+
+    assert work_of_a_frame(meta) == work_of_a_frame(WorldModel(tiny_config, tiny_spec).eval())
 
 
 def test_doctor_tells_versions_extras_and_worlds():

@@ -1,5 +1,7 @@
 """A recipe says all that is wrong with it before a training run starts, and is the same on every machine."""
 
+from pathlib import Path
+
 import pytest
 
 from lwm_env.errors import ConfigMismatch
@@ -212,3 +214,23 @@ def test_json_and_hash_depend_on_values_and_not_on_how_they_were_written(path):
 def test_recipe_is_frozen(path):
     with pytest.raises(ValueError, match="frozen"):
         load_recipe(path).train.seed = 1
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "training" / "recipes").glob("*.toml")))
+def test_every_recipe_describes_a_world_that_steps(path):
+    """Without memory, on the meta device: the shapes of a step fit at that size."""
+    torch = pytest.importorskip("torch")
+    from lwm_env.card import work_of_a_frame
+    from lwm_env.presets import PRESETS
+    from lwm_env.world_model import WorldModel
+    from lwm_training.stages import check_recipe
+
+    recipe = load_recipe(path)
+    check_recipe(recipe, 1)
+    overrides = {"frame_size": recipe.world.frame_size, **recipe.model.overrides}
+    with torch.device("meta"):
+        model = WorldModel(PRESETS[recipe.model.preset].override(overrides), recipe.world)
+
+    flops, _ = work_of_a_frame(model)
+
+    assert flops > 1e8

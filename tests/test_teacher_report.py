@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,39 @@ def test_the_command_measures_all_worlds_on_the_same_clips(tiny_world, tiny_spec
     reports = [json.loads((tmp_path / "out" / who / "report.json").read_text()) for who in ("", "teacher", "control")]
     assert reports[0]["rows"] == reports[1]["rows"] == reports[2]["rows"]
     assert np.isfinite(reports[0]["rows"]["psnr"]["1"]["value"])
+
+
+def test_figures_of_different_inverse_dynamics_nets_are_not_compared():
+    gain, rows = figures(at_1=1.0), {"idm": figures(at_1=0.6)}
+    student, teacher = report(gain, rows=rows), report(gain, rows=rows)
+    teacher["protocol"] = {**PROTOCOL, "idm": "1" * 64}
+
+    found = compare(student, teacher)
+
+    assert "idm" not in found["ratios"] and "idm" in found["missing"]
+
+
+def test_all_worlds_are_read_by_the_net_of_one(tiny_world, tiny_spec, tmp_path, capsys):
+    inverse_dynamics = pytest.importorskip("lwm_training.inverse_dynamics", reason="not merged")
+    pytest.importorskip("h5py", reason="needs the extra `data`")
+    pytest.importorskip("matplotlib", reason="needs the extra `train`")
+    from lwm_env.cli import main
+    from lwm_training.teachers import render
+    from lwm_training.teachers.world_teacher import WorldTeacher
+
+    render(WorldTeacher(str(tiny_world), tiny_spec), tiny_spec, tmp_path / "clips", 4)
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_world, teacher)
+    inverse_dynamics.save(inverse_dynamics.InverseDynamics(tiny_spec), teacher / inverse_dynamics.FILE, {})
+    options = ["--clips", "4", "--horizon", "5", "--context", "4", "--device", "cpu", "--json"]
+    stored = ["--store", str(tmp_path / "clips"), "--out", str(tmp_path / "out")]
+
+    code = main(["evaluate", str(tiny_world), *options, *stored, "--teacher", str(teacher)])
+
+    found = json.loads(capsys.readouterr().out)
+    reports = [json.loads((tmp_path / "out" / who / "report.json").read_text()) for who in ("", "teacher")]
+    assert code == 0 and reports[0]["protocol"]["idm"] == reports[1]["protocol"]["idm"] is not None
+    assert found["ratios"].get("idm", 1.0) in (1.0, None)
 
 
 def test_a_control_goes_with_a_teacher(tiny_world, capsys):

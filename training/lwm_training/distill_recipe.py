@@ -94,11 +94,7 @@ def _from_teacher(manifest: Manifest) -> dict[str, Any]:
         )
     data = {key: value for key, value in recipe["data"].items() if value is not None}
     train = {"seed": 0, "batch_size": 16, "checkpoint_minutes": 3, "stages": [dict(stage) for stage in STAGES]}
-    return {"world": _without_none(manifest.spec.model_dump(mode="json")), "data": data, "train": train}
-
-
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if value is not None}
+    return {"world": manifest.spec.model_dump(mode="json", exclude_none=True), "data": data, "train": train}
 
 
 def _taking(recipe: Recipe, manifest: Manifest) -> Recipe:

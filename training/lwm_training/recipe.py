@@ -83,6 +83,8 @@ class Train(_Strict):
     log_every: Positive = 50  # steps
     start: Text | None = None  # a world, by id or folder, whose weights a new run begins with
     only: tuple[str, ...] = ()  # names of the stages to run; empty: all
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the mean of the weights (EMA) that is saved; 0: none
+    recompute: bool = False  # blocks in the backward pass (gradient checkpointing): less memory, more time
 
     @model_validator(mode="after")
     def _distinct_names(self) -> "Train":

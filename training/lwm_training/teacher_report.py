@@ -70,6 +70,8 @@ def _ratios(student: Report, teacher: Report) -> dict[str, Any]:
         "fd_idm": (_mean_distance(teacher, student), _mean_distance(student, teacher)),  # less is better
         "agent_return": (None, None),  # of `lwm agent report`; no report of a world has it
     }
+    if student["protocol"].get("idm") != teacher["protocol"].get("idm"):  # read by different nets
+        pairs |= {"idm": (None, None), "fd_idm": (None, None)}
     missing = [name for name, pair in pairs.items() if None in pair]
     ratios = {name: _ratio(*pair) for name, pair in pairs.items() if name not in missing}
     return {"ratios": ratios, "geometric_mean": geometric_mean(list(ratios.values())), "missing": missing}
@@ -156,6 +158,8 @@ def _measure_all(evaluate: Callable[..., None], named: dict[str, str], options: 
 
     found = {who: worlds.find(name) for who, name in named.items()}  # all are there before the first is measured
     out, reports = options.pop("out") or found["student"], {}
+    if "idm" in options and options["idm"] is None:
+        options["idm"] = _one_net([found["teacher"], *found.values()])
     for who, folder in found.items():
         place = out if who == "student" else out / who
         with contextlib.redirect_stdout(io.StringIO()) as told:
@@ -167,6 +171,14 @@ def _measure_all(evaluate: Callable[..., None], named: dict[str, str], options: 
     with storage_errors(f"Writing {out / 'teacher.json'}"):
         replace_file(out / "teacher.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return result
+
+
+def _one_net(folders: list[Path]) -> Path | None:
+    """The first inverse-dynamics net that lies in a world's folder; all are asked by the same, or they cannot be
+    compared."""
+    from lwm_training.inverse_dynamics import FILE
+
+    return next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
 
 
 def _parameters(folder: Path) -> int:

@@ -16,6 +16,7 @@ from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, StorageError
 from lwm_env.presets import PRESETS
 from lwm_env.world_model import WEIGHTS, WorldModel
+from lwm_training.averaging import Averaged, recompute_blocks
 from lwm_training.checkpoint import Checkpoint, flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
 from lwm_training.guard import LossGuard, Verdict
 from lwm_training.loss import LossWeights, as_batch, total_error
@@ -58,6 +59,9 @@ class Run:
             take_parts(self.model, self.teaching.teacher, recipe.distill.take)
             self.teaching = self.teaching.to(accelerator.device)
         self.model = self.model.to(accelerator.device, memory_format=torch.channels_last)
+        self.averaged = Averaged(self.model, recipe.train.average) if recipe.train.average else None
+        if recipe.train.recompute:
+            recompute_blocks(self.model)
         self.data = open_data(recipe.world, recipe.data, recipe.train.seed)
         self.progress, self.guard = Progress(), LossGuard()
         self.checkpoints = out / "checkpoints"
@@ -70,8 +74,11 @@ class Run:
             tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
             if self.teaching is not None:
                 tensors |= {f"teaching.{name}": tensor for name, tensor in self.teaching.state_dict().items()}
+            if self.averaged is not None:
+                tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.weights.items()}
             facts = {**facts, "progress": vars(self.progress), "guard": self.guard.facts(), "log": log_book.facts()}
             facts["recipe"] = self.recipe.hash
+            facts["averaged"] = 0 if self.averaged is None else self.averaged.updates
             save_checkpoint(self.checkpoints, self.progress.total_steps, tensors, facts)
         self.accelerator.wait_for_everyone()
 
@@ -91,6 +98,9 @@ class Run:
             self.model.load_state_dict(_beginning_with("model.", found.tensors))
             if self.teaching is not None:
                 self.teaching.load_state_dict(_beginning_with("teaching.", found.tensors))
+            if self.averaged is not None:
+                weights = _beginning_with("averaged.", found.tensors) or self.model.state_dict()
+                self.averaged.load(weights, found.facts.get("averaged", 0))
         except RuntimeError as error:
             raise ConfigMismatch(
                 f"{found.path} holds a model of another shape than the recipe describes. "
@@ -114,6 +124,8 @@ class Run:
         for index in range(self.progress.stage, len(stages)):
             self._stage(stages[index], log_book, found)
             found = None
+        if self.averaged is not None:
+            self.model.load_state_dict(self.averaged.weights)
         return self.model.eval().requires_grad_(False)
 
     def _stage(self, stage: Stage, log_book: TrainLog, found: Checkpoint | None) -> None:
@@ -181,6 +193,8 @@ class Run:
         verdict = self.guard.check(self.accelerator.reduce(loss.detach(), "mean"), norm)
         if verdict is Verdict.STEP:
             optimizer.step()
+            if self.averaged is not None:
+                self.averaged.update(self.model)
         self.progress.step += 1
         self.progress.total_steps += 1
         return {**{name: value.detach() for name, value in losses.items()}, "gradient_norm": norm.detach()}, verdict

@@ -107,7 +107,8 @@ STAGES = """[
     { name = "tokenizer", trains = "tokenizer", steps = 2, learning_rate = 3e-3 },
     { name = "camera", trains = "camera", steps = 1, learning_rate = 2e-3, context = 2, unroll = 2 },
     { name = "offline", trains = "dynamics", steps = 2, learning_rate = 2e-3, context = 2, loss.on_policy = 0.0 },
-    { name = "relabel", trains = "joint", steps = 2, learning_rate = 1e-3, context = 2, unroll = 3 },
+    { name = "relabel", trains = "joint", steps = 2, learning_rate = 1e-3, context = 2, unroll = 3,
+      loss.teacher_tokens = 0.5, loss.on_policy = 0.5 },
 ]"""
 
 
@@ -355,7 +356,8 @@ def test_without_the_teacher_the_same_student_begins_with_the_same_weights(recip
 
     taught, control = (Run(given, tmp_path, make_accelerator("cpu")).model for given in (recipe, alone))
 
-    assert alone.distill is None and [stage.loss for stage in alone.train.stages] == [{}] * 4
+    own = [{}, {}, {"on_policy": 0.0}, {"on_policy": 0.5}]
+    assert alone.distill is None and [stage.loss for stage in alone.train.stages] == own
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), control.parameters(), strict=True))
 
 
@@ -415,7 +417,7 @@ def test_a_teacher_of_another_game_is_refused(teacher, changes, tmp_path):
 def test_terms_of_a_teacher_need_one(recipe):
     alone = recipe.model_copy(update={"distill": None})
 
-    with pytest.raises(ConfigMismatch, match="the stage offline weighs on_policy, but the recipe has no teacher"):
+    with pytest.raises(ConfigMismatch, match="the stage relabel weighs teacher_tokens, but the recipe has no teacher"):
         check_recipe(alone, 1)
 
 

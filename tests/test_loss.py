@@ -142,6 +142,22 @@ def test_an_unroll_counts_what_changed_more(model):
     assert emphasised["reward"] == plain["reward"]
 
 
+def test_off_policy_every_step_is_a_first_one(model):
+    """Each goes on from the real frames, so an unroll of three is the mean of three unrolls of one."""
+    batch = as_batch(clips(), model)
+    weights = LossWeights(on_policy=0.0, true_tokens=0.0)
+
+    def part(length):
+        cut = {name: value[:, :length] for name, value in vars(batch).items() if name not in ("pixels", "sightings")}
+        return replace(batch, pixels=batch.pixels[:, : length + 1], **cut)
+
+    whole = unroll_errors(model, part(4), 2, weights, torch.Generator().manual_seed(0))
+    steps = [unroll_errors(model, part(t), t, weights, torch.Generator().manual_seed(0)) for t in (2, 3, 4)]
+
+    for name in ("moved", "tokens", "drawn", "reward", "end"):
+        assert whole[name].item() == pytest.approx(sum(step[name].item() for step in steps) / 3, rel=1e-4), name
+
+
 def test_clips_without_a_valid_step_teach_no_step(model):
     batch = as_batch(clips(valid=False), model)
 

@@ -43,7 +43,7 @@ class LossWeights:
     true_tokens: float = 0.3  # share of clips that are drawn from the true tokens instead of predicted ones
     guided: float = 0.6  # share of clips whose canvas follows the real camera, so that all pictures can be compared
     # With a teacher (`[distill]`):
-    on_policy: float = 0.5  # share of clips on which the student dreams on; on the others it follows the real frames
+    on_policy: float = 1.0  # share of clips that go on from what the model drew; the others go on from the real frames
     teacher_latent: float = 1.0
     teacher_tokens: float = 0.25
     teacher_drawn: float = 1.0
@@ -281,11 +281,14 @@ def unroll_errors(
 ) -> dict[str, Tensor]:
     """Losses of an unroll on the model's own frames, the mean over the steps after `context` frames.
 
+    Clips that are not `on_policy` go on from the real frames: every step is a first one, as long as dreams are too poor
+    to learn anything from.
+
     A dream that is a pixel off the real camera cannot be compared with the real frames: it would learn to blur. So some
     clips are guided by the real camera; the others go their own way, and their pictures count until they go astray.
 
-    A teacher tells at every step what it would predict from where the student is: on the real frames in some clips, and
-    in the others (`on_policy`) where the student's own dream has led, however far from the real game that is.
+    A teacher tells at every step what it would predict from where the student is, also where its own dream has
+    led, however far from the real game that is.
     """
     device, steps = batch.pixels.device, range(context - 1, batch.actions.shape[1])
     seen = sightings(model, batch)
@@ -295,7 +298,7 @@ def unroll_errors(
         return (torch.rand(len(batch.pixels), generator=generator) < share).to(device)
 
     guided = chosen_with(weights.guided)
-    dreams = torch.ones_like(guided) if teaching is None else chosen_with(weights.on_policy)
+    dreams = chosen_with(weights.on_policy)
     guided = guided | ~dreams
     taught = None if teaching is None else teaching.begin(batch, seen, context)
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}

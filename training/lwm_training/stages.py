@@ -85,7 +85,7 @@ def check_recipe(recipe: Recipe, num_processes: int) -> None:
 
 def is_of_teacher(name: str) -> bool:
     """Whether a weight of a stage's loss counts only where there is a teacher."""
-    return name == "on_policy" or name.startswith("teacher_")
+    return name.startswith("teacher_")
 
 
 def _check_taught(recipe: Recipe, stage: Stage) -> None:

@@ -378,7 +378,8 @@ def own_recipe(tmp_path: Path) -> Path:
     path.write_text(
         '[world]\nid = "LWM-Own-v0"\ndescription = "d"\nframe_size = [16, 16]\nreward_values = [0.0, 10.0]\n'
         'real.source = "tests"\nactions = { kind = "discrete", meanings = ["NOOP", "LEFT", "RIGHT"], '
-        'source_actions = [0, 1, 2] }\n[licences]\nweights = "MIT"\n[train]\nbatch_size = 2\nstages = ' + STAGES
+        'source_actions = [0, 1, 2] }\n[licences]\nweights = "MIT"\n[train]\nbatch_size = 2\nstages = '
+        + " ".join(STAGES.split())
     )
     return path
 

@@ -84,7 +84,8 @@ def test_the_settings_of_the_container_are_good_and_let_prometheus_in(monkeypatc
 def test_every_query_of_the_dashboard_names_a_metric_that_is_exposed_and_none_is_missing(play_server):
     dashboard = json.loads((DEPLOY / "grafana/dashboards/lwm.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    play_server.call("GET", "worlds/LWM-Tiny-v0/preview")  # a step
+    room = play_server.call("POST", "rooms", {"world": "LWM-Tiny-v0", "clock": "manual"})
+    play_server.call("POST", f"rooms/{room['room']}/step", {"actions": {"player_0": 1}}, room["token"])
     with pytest.raises(urllib.error.HTTPError):  # a refusal
         urllib.request.urlopen(urllib.request.Request(f"{play_server.url}/api/worlds", headers={"Host": "elsewhere"}))
     with urllib.request.urlopen(f"{play_server.url}/metrics") as answer:

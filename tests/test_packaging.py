@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = {"lwm_env": ROOT / "lwm_env", "lwm_training": ROOT / "training", "lwm_agents": ROOT / "agents"}
-SOURCES = [path for folder in PACKAGES.values() for path in folder.rglob("*.py")]
+# Teachers' workers run in environments of their own, with what the teacher brings.
+SOURCES = [path for folder in PACKAGES.values() for path in folder.rglob("*.py") if path.parent.name != "workers"]
 
 # Distributions whose import name is another one.
 IMPORT_NAMES = {
@@ -82,7 +83,8 @@ def test_a_world_is_made_without_importing_the_package_first(world_id):
 def test_a_damaged_world_does_not_stop_the_import(tmp_path):
     (tmp_path / "lwm_env" / "worlds" / "broken").mkdir(parents=True)
     (tmp_path / "lwm_env" / "worlds" / "broken" / "world.json").write_text("{}")
-    (tmp_path / "lwm_env" / "__init__.py").write_bytes((ROOT / "lwm_env" / "__init__.py").read_bytes())
+    for name in ("__init__.py", "home.py"):
+        (tmp_path / "lwm_env" / name).write_bytes((ROOT / "lwm_env" / name).read_bytes())
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lwm_env; print(lwm_env.__file__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -232,7 +232,7 @@ def test_a_world_under_a_restricted_licence_is_no_default(tiny_config, tiny_spec
     assert worlds.find(folder) == folder  # by its path it opens
     monkeypatch.setattr(lwm_env, "__file__", str(tmp_path / "__init__.py"))
     with pytest.warns(UserWarning, match=r"not registered: its world learned under \['tencent-hunyuan-gamecraft'\]"):
-        lwm_env._register_shipped_worlds()
+        lwm_env._register_worlds()
     with pytest.raises(ConfigMismatch, match="must not be shipped"):
         provenance = {"restricted": ["tencent-hunyuan-gamecraft"]}
         worlds.write_world(

@@ -51,18 +51,20 @@ class Chunks:
             inputs = (actions[rows], self._keys[rows], self._steps[rows])
             return self._advance(groups[number], wanted[rows], inputs, temperature)
 
+        # On one thread to the end: a worker of torch's own pool spins for milliseconds after a parallel operation, on the
+        # core that a helper needs for its chunks.
         with one_thread(self.device) as allowed:
             advanced = share(advance, len(groups), allowed if self._parallel else 1)
-        moved = dict(zip(moving, (chunk for group in advanced for chunk in group), strict=True))
-        results = [
-            moved[index] if index in moved else (self._chunks[index], self._stand_still(rows))
-            for index, rows in enumerate(self._slices)
-        ]
-        columns = [torch.cat(column) for column in zip(*(part for _, part in results), strict=True)]
-        # Nothing was stored until here, so an exception loses nothing.
-        self._chunks = [chunk for chunk, _ in results]
-        self._frames, self._steps = columns[0], self._steps + wanted
-        return Transition(self.frames, *(column[: self.num_envs] for column in columns[1:]))
+            moved = dict(zip(moving, (chunk for group in advanced for chunk in group), strict=True))
+            results = [
+                moved[index] if index in moved else (self._chunks[index], self._stand_still(rows))
+                for index, rows in enumerate(self._slices)
+            ]
+            columns = [torch.cat(column) for column in zip(*(part for _, part in results), strict=True)]
+            # Nothing was stored until here, so an exception loses nothing.
+            self._chunks = [chunk for chunk, _ in results]
+            self._frames, self._steps = columns[0], self._steps + wanted
+            return Transition(self.frames, *(column[: self.num_envs] for column in columns[1:]))
 
     def _groups(self, moving: list[int]) -> list[list[int]]:
         """Chunks that are computed in one call: as many as the world takes together, the rest one by one."""

@@ -13,9 +13,8 @@ from torch import Tensor
 from lwm_env.batch import State, Transition, World, compute, masked_numbers, select
 from lwm_env.threads import one_thread, share
 
-# Milliseconds a world of `nano` on one core, in chunks of 1, 2 and 4: 8.4, 6.6, 5.9. A single env has to be computed
-# as a slot of a vector env is, and a chunk of 4 would cost it 24 ms a frame. A world that gives the same bytes however
-# many rows it is asked for (`together`) is asked for several chunks at once.
+# A single env has to be computed as a slot of a vector env is, and a chunk of 4 would cost it as much as 4 worlds. A world
+# that gives the same bytes however many rows it is asked for (`together`) is asked for several chunks at once.
 CPU_ROWS = 1
 
 

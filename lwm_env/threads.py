@@ -1,7 +1,7 @@
 """The threads that share the chunks of a step on a CPU.
 
-Torch lets go of Python's lock inside an operation, so threads are enough: on two calm cores 16 worlds of `nano` took
-8.4 ms each in one thread and 4.7 ms in two, of at best 4.2; processes would add copies of every frame.
+Torch and ONNX Runtime let go of Python's lock inside an operation, so threads are enough; processes would add copies of
+every frame. `lwm bench` tells what two cores make of it.
 """
 
 import os

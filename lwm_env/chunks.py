@@ -13,8 +13,8 @@ from torch import Tensor
 from lwm_env.batch import State, Transition, World, compute, masked_numbers, select
 from lwm_env.threads import one_thread, share
 
-# A single env has to be computed as a slot of a vector env is, and a chunk of 4 would cost it as much as 4 worlds. A world
-# that gives the same bytes however many rows it is asked for (`together`) is asked for several chunks at once.
+# A single env has to be computed as a slot of a vector env is, and a chunk of 4 would cost it as much as 4 worlds do. A
+# world that gives the same bytes however many rows it is asked for (`together`) is asked for several chunks at once.
 CPU_ROWS = 1
 
 
@@ -50,7 +50,7 @@ class Chunks:
             inputs = (actions[rows], self._keys[rows], self._steps[rows])
             return self._advance(groups[number], wanted[rows], inputs, temperature)
 
-        # On one thread to the end: a worker of torch's own pool spins for milliseconds after a parallel operation, on the
+        # One thread to the end: a worker of torch's own pool spins for milliseconds after a parallel operation, on the
         # core that a helper needs for its chunks.
         with one_thread(self.device) as allowed:
             advanced = share(advance, len(groups), allowed if self._parallel else 1)

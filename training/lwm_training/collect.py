@@ -16,8 +16,7 @@ from gymnasium import spaces
 from tqdm import tqdm
 
 from lwm_env.errors import InvalidInput
-from lwm_env.scripts import load_script
-from lwm_env.spec import DiscreteActions, WorldSpec
+from lwm_env.spec import WorldSpec
 from lwm_training.episode import Compressor, Episode, Layout, Recorder
 from lwm_training.episode_writer import EpisodeWriter
 from lwm_training.policies import Players, Policy, parse_policy
@@ -199,16 +198,11 @@ def _facts(plan: CollectPlan, source: Source) -> dict[str, Any]:
 
 
 def _players(plan: CollectPlan, source: Source, session: int) -> Players:
-    spec = plan.source if isinstance(plan.source, WorldSpec) else None
-    actions = spec.actions if spec else None
-    weights = actions.sticky_weights if isinstance(actions, DiscreteActions) else ()
+    seed = (plan.seed, session)
+    if isinstance(plan.source, WorldSpec):
+        return Players.of(plan.source, source.num_envs, seed)
     return Players(
-        action_space=source.action_space,
-        num_envs=source.num_envs,
-        num_players=len(source.players),
-        seed=(plan.seed, session),
-        weights=weights,
-        script=load_script(spec) if spec and spec.script else None,
+        action_space=source.action_space, num_envs=source.num_envs, num_players=len(source.players), seed=seed
     )
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwm_env.errors import ConfigMismatch, InvalidInput
-from lwm_env.scripts import load_script
 from lwm_env.spec import DiscreteActions, WorldSpec
 from lwm_training.clips import Clips
 from lwm_training.policies import Players, Policy, parse_policy
@@ -217,15 +216,7 @@ def record(
 
 def parse_player(source: Source, spec: WorldSpec, policy: str, seed: int) -> Policy:
     """Who plays the copies of a source, by a policy's text."""
-    players = Players(
-        action_space=source.action_space,
-        num_envs=source.num_envs,
-        num_players=len(spec.players),
-        seed=seed,
-        weights=spec.actions.sticky_weights if isinstance(spec.actions, DiscreteActions) else (),
-        script=load_script(spec) if spec.script else None,
-    )
-    return parse_policy(policy, players)
+    return parse_policy(policy, Players.of(spec, source.num_envs, seed))
 
 
 class _Tape:

@@ -13,7 +13,8 @@ import numpy as np
 from gymnasium import spaces
 
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, missing_extra
-from lwm_env.scripts import Script
+from lwm_env.scripts import Script, load_script
+from lwm_env.spec import DiscreteActions, WorldSpec
 
 _FORMS = (
     '"random", "sticky:0.15", "sticky:0.15:1,2,4", "script:0.15", "sb3:path.zip", "sb3:dqn:path.zip", '
@@ -42,6 +43,18 @@ class Players:
     seed: int | Sequence[int] = 0
     weights: Sequence[float] = ()  # how often a sticky player picks each discrete action; empty: uniform
     script: Script | None = None  # of the world, if it has one
+
+    @classmethod
+    def of(cls, spec: WorldSpec, num_envs: int, seed: int | Sequence[int]) -> "Players":
+        """All players of a world, with its sticky weights and its script."""
+        return cls(
+            action_space=spec.action_space(),
+            num_envs=num_envs,
+            num_players=len(spec.players),
+            seed=seed,
+            weights=spec.actions.sticky_weights if isinstance(spec.actions, DiscreteActions) else (),
+            script=load_script(spec) if spec.script else None,
+        )
 
 
 def parse_policy(text: str, players: Players) -> Policy:

@@ -13,7 +13,6 @@ import torch
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.registration import sight
-from lwm_env.scripts import load_script
 from lwm_env.spec import WorldSpec
 from lwm_env.tokenizer import to_pixels
 from lwm_training.clips import Clips
@@ -32,15 +31,7 @@ class Shard:
 
     def __init__(self, spec: WorldSpec, data: Data, seed: int, split: str) -> None:
         source = open_spec_source(spec, data.num_envs, seed, split, num_threads=min(data.num_envs, os.cpu_count() or 1))
-        players = Players(
-            action_space=spec.action_space(),
-            num_envs=data.num_envs,
-            num_players=len(spec.players),
-            seed=seed,
-            weights=getattr(spec.actions, "sticky_weights", ()),
-            script=load_script(spec) if spec.script else None,
-        )
-        policy = parse_policy(data.policy, players)
+        policy = parse_policy(data.policy, Players.of(spec, data.num_envs, seed))
         frames, restarted = source.reset(), np.zeros(data.num_envs, bool)
         observations, actions, rewards, terminations, restarts = [frames], [], [], [], []
         for _ in range(data.shard_steps):

@@ -25,7 +25,7 @@ class Chunks:
         self.world, self.num_envs, self.rows = world, num_envs, rows
         self.device = world.reward_values.device
         self._padded = -(-num_envs // rows) * rows
-        self._together = getattr(world, "together", rows) // rows
+        self._together = max(1, getattr(world, "together", rows) // rows)
         self._slices = [slice(first, first + rows) for first in range(0, self._padded, rows)]
         self._frames = torch.zeros(self._padded, *world.spec.frame_size, 3, dtype=torch.uint8, device=self.device)
         self._chunks: list[State] = []  # one for each slice, from the first reset on

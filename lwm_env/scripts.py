@@ -40,13 +40,14 @@ class Seats:
         """What the others do on seeing uint8 (N, H, W, 3): int64 (N, P - 1)."""
         return np.zeros((len(frames), 0), np.int64) if self._script is None else self._script(frames)[:, 1:]
 
-    def join(self, own: "Tensor", frames: "Tensor") -> "Tensor":
-        """The first player's actions (N,) or (N, A) and what everyone sees, uint8 (N, H, W, 3) -> (N, P[, A])."""
+    def join(self, own: "Tensor", look: Callable[[], "Tensor"]) -> "Tensor":
+        """The first player's actions (N,) or (N, A) -> those of all, (N, P[, A]). `look` gives what is seen, uint8
+        (N, H, W, 3), and is called only where somebody else plays."""
         if self._script is None:
             return own[:, None]
         import torch  # a web server needs the scripts alone
 
-        return torch.cat([own[:, None], torch.from_numpy(self.others(frames.cpu().numpy()))], 1)
+        return torch.cat([own[:, None], torch.from_numpy(self.others(look().cpu().numpy()))], 1)
 
 
 def pong_paddles(spec: WorldSpec) -> Script:

@@ -5,7 +5,6 @@ Shapes: B worlds, K context frames, P players, D latent dimensions, L levels, h 
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.memory import Canvas, move_whole
 from lwm_env.motion import Motion
 from lwm_env.presets import ModelConfig
+from lwm_env.prompts import PROMPTS, Prompts, read_prompts
 from lwm_env.registration import Sighting, sight
 from lwm_env.spec import DiscreteActions, WorldSpec
 from lwm_env.tokenizer import Tokenizer, to_frames, to_pixels
@@ -30,7 +30,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 State = dict[str, Tensor]
-WEIGHTS, PROMPTS = "model.safetensors", "prompts.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 class Belief(NamedTuple):
@@ -83,14 +83,6 @@ class Output(NamedTuple):
     reward_probs: Tensor
     terminated_prob: Tensor
     surprise: Tensor
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Starts to choose from: frames uint8 (Q, T, H, W, 3), actions (Q, T - 1, P) or (Q, T - 1, P, A)."""
-
-    frames: Tensor
-    actions: Tensor
 
 
 class WorldModel(nn.Module):
@@ -293,7 +285,7 @@ class WorldModel(nn.Module):
         weights = worlds.read_tensors(folder / WEIGHTS, expected)
         model = cls(config, manifest.spec)
         model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})  # to float32
-        model.prompts = _read_prompts(folder, manifest) if PROMPTS in manifest.files else None
+        model.prompts = read_prompts(folder, manifest) if PROMPTS in manifest.files else None
         model.weights_hash = manifest.files[WEIGHTS].sha256
         return model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
@@ -309,21 +301,3 @@ def _mean_entropy(logits: Tensor) -> Tensor:
     total = weights.sum(2)
     entropy = (total.log() - (weights * below).sum(2) / total).mean((2, 3))
     return sum(entropy.unbind(1)) / entropy.shape[1]
-
-
-def _read_prompts(folder: Path, manifest: worlds.Manifest) -> Prompts:
-    spec = manifest.spec
-    discrete = isinstance(spec.actions, DiscreteActions)
-    action = (None, None, len(spec.players)) if discrete else (None, None, len(spec.players), spec.actions.dim)
-    expected = {
-        "frames": ((None, None, *spec.frame_size, 3), "uint8"),
-        "actions": (action, "int64" if discrete else "float32"),
-    }
-    tensors = worlds.read_tensors(folder / PROMPTS, expected)
-    frames, actions = (torch.from_numpy(tensors[name]) for name in ("frames", "actions"))
-    if len(frames) == 0 or len(frames) != len(actions) or frames.shape[1] != actions.shape[1] + 1:
-        raise CorruptFile(
-            f"{folder / PROMPTS} has frames {tuple(frames.shape)} and actions {tuple(actions.shape)}; expected as many"
-            f" prompts of both, and one action fewer than frames. Restore it from where the world came from."
-        )
-    return Prompts(frames, actions)

@@ -58,7 +58,7 @@ def test_pictures_are_judged_one_by_one(pong):
 def test_the_other_seats_of_an_env_are_played_by_the_script(pong):
     seats, frames = Seats(pong), torch.from_numpy(np.stack([picture(20, 40, 30), picture(50, 40, 51)]))
 
-    assert seats.join(torch.tensor([FIRE, UP]), frames).tolist() == [[FIRE, UP], [UP, NOOP]]
+    assert seats.join(torch.tensor([FIRE, UP]), lambda: frames).tolist() == [[FIRE, UP], [UP, NOOP]]
 
 
 def test_worlds_without_a_script_say_so(pong):
@@ -71,7 +71,7 @@ def test_worlds_without_a_script_say_so(pong):
         load_script(alone)
     with pytest.raises(ConfigMismatch, match="no script"):
         parse_policy("script", Players(action_space=spaces.Discrete(4), num_envs=1))
-    assert Seats(alone).join(torch.tensor([UP]), torch.zeros(1, 64, 64, 3)).tolist() == [[UP]]
+    assert Seats(alone).join(torch.tensor([UP]), lambda: pytest.fail("nobody looks")).tolist() == [[UP]]
 
 
 def test_a_scripted_policy_follows_for_a_share_of_the_time_that_differs_between_players(pong):

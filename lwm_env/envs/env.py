@@ -123,7 +123,7 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
             if engine.ended[0]:
                 raise WrongOrder("step() came after the end of the episode. Begin the next with env.reset().")
             checked = inputs.check_actions(action, self.world_spec, ())
-            transition = engine.step(self._seats.join(checked[None], engine.frames))
+            transition = engine.step(self._seats.join(checked[None], lambda: engine.frames))
             rewards, terminations, infos = facts.read_transition(transition)
             engine.ended[0] = terminations[0] or infos["error"][0]
         observation = self._observation(transition.frames)

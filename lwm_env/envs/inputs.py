@@ -169,7 +169,8 @@ def check_prompts(
         frames, checked = frames[None], checked[None]
     pictures = _resize(torch.from_numpy(frames.copy()), spec.frame_size)
     if seats is not None:
-        checked = seats.join(checked.flatten(0, 1), pictures[:, :-1].flatten(0, 1)).unflatten(0, checked.shape[:2])
+        joint_actions = seats.join(checked.flatten(0, 1), lambda: pictures[:, :-1].flatten(0, 1))
+        checked = joint_actions.unflatten(0, checked.shape[:2])
     return pictures, checked
 
 

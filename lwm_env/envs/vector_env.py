@@ -136,7 +136,7 @@ class LwmVectorEnv(SlotAccess, VectorEnv[Any, Any, Any], EzPickle):
                     f"envs {np.flatnonzero(renewed).tolist()} have ended and autoreset is disabled. Reset them with "
                     f'reset(options={{"reset_mask": terminations | truncations}}).'
                 )
-            transition = engine.step(self._seats.join(checked, engine.frames), ~renewed)
+            transition = engine.step(self._seats.join(checked, lambda: engine.frames), ~renewed)
             rewards, terminations, infos = facts.read_transition(transition)
             truncations = infos["error"] | self._out_of_time(engine.steps) & ~renewed
             engine.ended = terminations | truncations

@@ -12,17 +12,16 @@ from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.registration import Sighting
-from lwm_env.tokenizer import Tokenizer, to_pixels
+from lwm_env.tokenizer import to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
 from lwm_training.mosaic import Mosaic
+from lwm_training.picture_loss import changes, codec_error, emphasis, picture_error
 
 if TYPE_CHECKING:
     from lwm_training.teacher import Teaching
 
 ASTRAY = 1.0  # pixels off the real camera from which on a dreamed picture is not compared with the real one
 LOST = 4.0  # pixels from which on its reward and end are not, and its camera is taught no more
-CHANGED = 0.1  # difference of a colour, of 2 at most, from which on a pixel has changed
-FEW = 0.002  # of the pixels: fewer changed ones are weighted as if they were so many
 CREDIT = 0.8  # of a place that is wrong goes to the motion before the last, of that to the one before, and so on
 
 
@@ -87,39 +86,6 @@ def as_batch(clips, model: WorldModel) -> Batch:
         valid=torch.from_numpy(clips.valid).to(device).float(),
         sightings=None if clips.sightings is None else torch.from_numpy(clips.sightings).to(device),
     )
-
-
-def changes(before: Tensor, after: Tensor) -> Tensor:
-    """Where two pictures (B, 3, H, W) differ, and one pixel around: 1 or 0, (B, 1, H, W)."""
-    mask = ((before - after).abs().amax(1, keepdim=True) > CHANGED).to(before.dtype)
-    return F.max_pool2d(mask, 3, stride=1, padding=1)
-
-
-def emphasis(mask: Tensor, share: float) -> Tensor:
-    """Weights of mean 1 for a mask (B, 1, H, W) of which `share` lies where it is 1; 1 where nothing or all is."""
-    part = mask.mean((2, 3), keepdim=True)
-    weights = 1 - share + share * mask / part.clamp(min=FEW)
-    return weights / weights.mean((2, 3), keepdim=True).clamp(min=FEW)
-
-
-def picture_error(predicted: Tensor, target: Tensor, edges: float, weights: Tensor | None = None) -> Tensor:
-    """Mean absolute error per picture, with that of horizontal and vertical differences: (B,). `weights` (B, 1, H, W)
-    of the pixels."""
-    error = predicted - target
-    rows, columns = error.diff(dim=-2), error.diff(dim=-1)
-    parts = [error, rows, columns]
-    if weights is not None:
-        parts = [error * weights, rows * weights[..., 1:, :], columns * weights[..., 1:]]
-    whole, across, along = (part.abs().mean((1, 2, 3)) for part in parts)
-    return whole + edges * (across + along) / 2
-
-
-def codec_error(tokenizer: Tokenizer, pixels: Tensor, others: Tensor, weights: LossWeights) -> Tensor:
-    """Reconstruction error of pictures (B, 3, H, W) through the tokens alone: (B,). `others` are pictures a step away,
-    from which they differ where it matters most."""
-    drawn = tokenizer.decode(tokenizer.quantize(tokenizer.encode(pixels)))
-    emphasised = emphasis(changes(pixels, others), weights.changed) if weights.changed else None
-    return picture_error(drawn, pixels, weights.edges, emphasised)
 
 
 def total_error(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:
@@ -322,5 +288,5 @@ def unroll_errors(
             totals[name] = totals.get(name, 0) + value / len(steps)
         belief = model.commit(belief, proposal, picture)
     some = batch.pixels[: -(-len(batch.pixels) // 4)]  # a quarter of the clips
-    totals["codec"] = codec_error(model.tokenizer, some[:, 0], some[:, 1], weights).mean()
+    totals["codec"] = codec_error(model.tokenizer, some[:, 0], some[:, 1], weights.edges, weights.changed).mean()
     return totals

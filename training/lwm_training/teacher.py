@@ -19,7 +19,8 @@ from lwm_env.layers import Pointwise
 from lwm_env.registration import Sighting
 from lwm_env.spec import WorldSpec
 from lwm_env.world_model import Belief, Proposal, WorldModel
-from lwm_training.loss import Batch, Drawn, context_belief, motion_distance, picture_error
+from lwm_training.loss import Batch, Drawn, context_belief, motion_distance
+from lwm_training.picture_loss import picture_error
 
 
 class Told(NamedTuple):

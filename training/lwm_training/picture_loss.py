@@ -1,0 +1,45 @@
+"""How wrong a picture is, and where that matters most.
+
+Shapes: B pictures of H x W pixels, in [-1, 1].
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lwm_env.tokenizer import Tokenizer
+
+CHANGED = 0.1  # difference of a colour, of 2 at most, from which on a pixel has changed
+FEW = 0.002  # of the pixels: fewer changed ones are weighted as if they were so many
+
+
+def changes(before: Tensor, after: Tensor) -> Tensor:
+    """Where two pictures (B, 3, H, W) differ, and one pixel around: 1 or 0, (B, 1, H, W)."""
+    mask = ((before - after).abs().amax(1, keepdim=True) > CHANGED).to(before.dtype)
+    return F.max_pool2d(mask, 3, stride=1, padding=1)
+
+
+def emphasis(mask: Tensor, share: float) -> Tensor:
+    """Weights of mean 1 for a mask (B, 1, H, W) of which `share` lies where it is 1; 1 where nothing or all is."""
+    part = mask.mean((2, 3), keepdim=True)
+    weights = 1 - share + share * mask / part.clamp(min=FEW)
+    return weights / weights.mean((2, 3), keepdim=True).clamp(min=FEW)
+
+
+def picture_error(predicted: Tensor, target: Tensor, edges: float, weights: Tensor | None = None) -> Tensor:
+    """Mean absolute error per picture, with that of horizontal and vertical differences: (B,). `weights` (B, 1, H, W)
+    of the pixels."""
+    error = predicted - target
+    rows, columns = error.diff(dim=-2), error.diff(dim=-1)
+    parts = [error, rows, columns]
+    if weights is not None:
+        parts = [error * weights, rows * weights[..., 1:, :], columns * weights[..., 1:]]
+    whole, across, along = (part.abs().mean((1, 2, 3)) for part in parts)
+    return whole + edges * (across + along) / 2
+
+
+def codec_error(tokenizer: Tokenizer, pixels: Tensor, others: Tensor, edges: float, changed: float) -> Tensor:
+    """Reconstruction error of pictures (B, 3, H, W) through the tokens alone: (B,). `others` are pictures a step away,
+    from which they differ where it matters most."""
+    drawn = tokenizer.decode(tokenizer.quantize(tokenizer.encode(pixels)))
+    emphasised = emphasis(changes(pixels, others), changed) if changed else None
+    return picture_error(drawn, pixels, edges, emphasised)

@@ -74,6 +74,7 @@ class RealSource(_Strict):
 
     source: str  # "envpool:CoinrunEasy-v0", "gymnasium:CarRacing-v3", "pettingzoo:atari/pong_v3"
     options: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    shrink: Literal["mean", "brightest"] = "mean"  # what a pixel of a smaller frame shows of the area that it covers
     splits: dict[str, dict[str, int]] = Field(default_factory=dict)  # "train" / "validation" / "test" -> more options
 
 

@@ -18,15 +18,13 @@ from lwm_training.loss import (
     at,
     camera_errors,
     camera_unroll,
-    changes,
-    emphasis,
     mean_valid,
     motion_distance,
-    picture_error,
     sightings,
     total_error,
     unroll_errors,
 )
+from lwm_training.picture_loss import changes, emphasis, end_error, picture_error
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +60,27 @@ def test_one_wrong_column_counts_by_its_pixels_and_by_its_edges():
     error = picture_error(drawn, torch.zeros(1, 1, 2, 4), edges=3.0)
 
     assert error.item() == pytest.approx(1 / 4 + 3.0 * (0 + 2 / 3) / 2)
+
+
+def test_squared_errors_count_beside_absolute_ones_where_it_matters():
+    drawn, weights = torch.zeros(1, 1, 2, 2), torch.tensor([[[[3.0, 1.0], [0.0, 0.0]]]])
+    drawn[0, 0, 0] = torch.tensor([2.0, 0.5])
+
+    error = picture_error(drawn, torch.zeros(1, 1, 2, 2), 0.0, weights, squared=10.0)
+
+    assert error.item() == pytest.approx((3 * (2 + 10 * 4) + (0.5 + 10 * 0.25)) / 4)
+
+
+def test_a_latent_is_drawn_back_from_the_ends_of_its_range(model):
+    pixels = torch.zeros(2, 3, 64, 64)[:, :, : model.spec.frame_size[0], : model.spec.frame_size[1]]
+    with torch.no_grad():
+        model.tokenizer.encoder[-1].weight.zero_()
+        model.tokenizer.encoder[-1].bias.fill_(1.5)
+        model.tokenizer.encoder[-1].bias[0] = -3.5
+
+    error = end_error(model.tokenizer, pixels)
+
+    assert error.tolist() == pytest.approx([4 / model.config.tokenizer.latent_dim] * 2)
 
 
 def test_what_is_not_valid_does_not_count():

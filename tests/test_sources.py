@@ -287,6 +287,19 @@ def test_small_grids_and_vectors_are_no_images():
     assert image_converter(spaces.Discrete(3)) is None
 
 
+def test_a_ball_stays_whole_where_the_brightest_pixel_is_shown():
+    frame = np.zeros((1, 10, 7, 3), np.uint8)
+    frame[..., 0] = 144  # the ground
+    frame[0, 4:7, 3] = 236  # a ball one pixel wide
+    frame[0, :2, :2, 1] = 186  # brighter than the ground, darker than the ball
+
+    small = resize(frame, (5, 4), "brightest")[0]
+
+    assert {tuple(colour) for colour in small.reshape(-1, 3).tolist()} == {(144, 0, 0), (236,) * 3, (144, 186, 0)}
+    assert np.argwhere(small[..., 2]).tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]  # columns 1 and 2 both touch it
+    assert np.argwhere(small[..., 1] == 186).tolist() == [[0, 0], [0, 1]]
+
+
 def test_resize_takes_the_mean_of_each_area():
     pytest.importorskip("cv2")
     frame = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, axis=-1)

@@ -1,6 +1,7 @@
 """What a game shows, as uint8 RGB frames (H, W, 3), whatever order, stack or colour it comes in."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -9,6 +10,7 @@ from lwm_env.errors import InvalidInput, missing_extra
 
 _SMALLEST_SIDE = 16  # below this a uint8 box is a grid of cell codes, not a picture
 Converter = Callable[[np.ndarray], np.ndarray]
+Shrink = Literal["mean", "brightest"]
 
 
 def image_converter(space: spaces.Space, num_stacked: int = 1) -> Converter | None:
@@ -42,16 +44,19 @@ def _rgb(batch: np.ndarray) -> np.ndarray:
     return np.repeat(batch, 3, axis=-1) if batch.shape[-1] == 1 else batch[..., :3]
 
 
-def resize(frames: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """uint8 frames (R, H, W, 3) at `size` (height, width), by the mean over each pixel's area.
+def resize(frames: np.ndarray, size: tuple[int, int] | None, shrink: Shrink = "mean") -> np.ndarray:
+    """uint8 frames (R, H, W, 3) at `size` (height, width); a pixel is the mean of the area that it covers, or the
+    brightest pixel that it touches, so that what is small and bright, such as a ball, stays whole.
 
     Raises:
-        MissingExtra: a resize is needed and OpenCV is not installed.
+        MissingExtra: a mean is needed and OpenCV is not installed.
     """
     if size is None or frames.shape[1:3] == tuple(size):
         return np.ascontiguousarray(frames)
     if min(size) < 1:
         raise InvalidInput(f"A frame size must be positive, got {size}.")
+    if shrink == "brightest":
+        return _brightest(frames, size)
     try:
         import cv2
     except ImportError as error:
@@ -60,3 +65,16 @@ def resize(frames: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     for row, frame in enumerate(frames):
         cv2.resize(np.ascontiguousarray(frame), (size[1], size[0]), dst=resized[row], interpolation=cv2.INTER_AREA)
     return resized
+
+
+def _brightest(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    colours = frames.astype(np.uint32)
+    packed = colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
+    packed |= colours.sum(-1, dtype=np.uint32) // 3 << 24  # the brightness decides, then the colour, so it is one pixel
+    for axis, count in ((1, size[0]), (2, size[1])):
+        length = packed.shape[axis]
+        first = np.arange(count) * length // count
+        last = -(-np.arange(1, count + 1) * length // count) - 1
+        steps = range((last - first).max() + 1)
+        packed = np.maximum.reduce([packed.take(np.minimum(first + step, last), axis) for step in steps])
+    return np.stack([packed >> shift & 255 for shift in (16, 8, 0)], -1).astype(np.uint8)

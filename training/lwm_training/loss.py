@@ -31,7 +31,9 @@ class LossWeights:
 
     codec: float = 4.0
     edges: float = 2.0  # on differences of neighbouring pixels, beside every picture loss
+    squared: float = 0.0  # of the squared error, beside every picture loss; absolute errors alone never learn a ball
     changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
+    ends: float = 0.0  # on latents near the ends of their range, where tanh has no gradient, beside the codec's loss
     moved: float = 4.0
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
     place: float = 1.0  # distance from the place that the camera was seen at, beyond the half pixel that is rounded
@@ -228,9 +230,11 @@ def step_errors(
         emphasised = emphasis(mask, weights.changed)
         tokens = tokens * emphasis(F.max_pool2d(mask, tokenizer.config.patch), weights.changed)
     losses = {
-        "moved": mean_valid(picture_error(proposal.moved, target, weights.edges, emphasised), seen_alike),
+        "moved": mean_valid(
+            picture_error(proposal.moved, target, weights.edges, emphasised, weights.squared), seen_alike
+        ),
         "tokens": mean_valid(tokens, seen_alike),
-        "drawn": mean_valid(picture_error(drawn, target, weights.edges, emphasised), seen_alike),
+        "drawn": mean_valid(picture_error(drawn, target, weights.edges, emphasised, weights.squared), seen_alike),
         "reward": mean_valid(rewards.view(len(alike), -1), alike),
         "end": mean_valid(ends, alike),
     }
@@ -288,5 +292,6 @@ def unroll_errors(
             totals[name] = totals.get(name, 0) + value / len(steps)
         belief = model.commit(belief, proposal, picture)
     some = batch.pixels[: -(-len(batch.pixels) // 4)]  # a quarter of the clips
-    totals["codec"] = codec_error(model.tokenizer, some[:, 0], some[:, 1], weights.edges, weights.changed).mean()
+    codec = codec_error(model.tokenizer, some[:, 0], some[:, 1], weights.edges, weights.changed, weights.squared)
+    totals["codec"] = codec.mean()
     return totals

@@ -9,6 +9,7 @@ from torch import Tensor
 from lwm_env.tokenizer import Tokenizer
 
 CHANGED = 0.1  # difference of a colour, of 2 at most, from which on a pixel has changed
+END = 1.5  # before the tanh; from there on a latent is drawn back
 FEW = 0.002  # of the pixels: fewer changed ones are weighted as if they were so many
 
 
@@ -25,21 +26,33 @@ def emphasis(mask: Tensor, share: float) -> Tensor:
     return weights / weights.mean((2, 3), keepdim=True).clamp(min=FEW)
 
 
-def picture_error(predicted: Tensor, target: Tensor, edges: float, weights: Tensor | None = None) -> Tensor:
+def picture_error(
+    predicted: Tensor, target: Tensor, edges: float, weights: Tensor | None = None, squared: float = 0.0
+) -> Tensor:
     """Mean absolute error per picture, with that of horizontal and vertical differences: (B,). `weights` (B, 1, H, W)
-    of the pixels."""
+    of the pixels; so many times the squared error is added."""
     error = predicted - target
-    rows, columns = error.diff(dim=-2), error.diff(dim=-1)
-    parts = [error, rows, columns]
+    parts = [error, error.diff(dim=-2), error.diff(dim=-1)]
+    if squared:
+        parts = [part.abs() + squared * part.square() for part in parts]
     if weights is not None:
-        parts = [error * weights, rows * weights[..., 1:, :], columns * weights[..., 1:]]
+        parts = [
+            part * weight for part, weight in zip(parts, (weights, weights[..., 1:, :], weights[..., 1:]), strict=True)
+        ]
     whole, across, along = (part.abs().mean((1, 2, 3)) for part in parts)
     return whole + edges * (across + along) / 2
 
 
-def codec_error(tokenizer: Tokenizer, pixels: Tensor, others: Tensor, edges: float, changed: float) -> Tensor:
+def codec_error(
+    tokenizer: Tokenizer, pixels: Tensor, others: Tensor, edges: float, changed: float = 0.0, squared: float = 0.0
+) -> Tensor:
     """Reconstruction error of pictures (B, 3, H, W) through the tokens alone: (B,). `others` are pictures a step away,
     from which they differ where it matters most."""
     drawn = tokenizer.decode(tokenizer.quantize(tokenizer.encode(pixels)))
     emphasised = emphasis(changes(pixels, others), changed) if changed else None
-    return picture_error(drawn, pixels, edges, emphasised)
+    return picture_error(drawn, pixels, edges, emphasised, squared)
+
+
+def end_error(tokenizer: Tokenizer, pixels: Tensor) -> Tensor:
+    """How far the latents of pictures (B, 3, H, W) are beyond `END`, squared: (B,)."""
+    return F.relu(tokenizer.encoder(pixels).abs() - END).square().mean((1, 2, 3))

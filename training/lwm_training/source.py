@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from lwm_env.errors import ConfigMismatch, InvalidInput, WrongOrder
 from lwm_training.action_codec import ActionCodec
-from lwm_training.frames import resize
+from lwm_training.frames import Shrink, resize
 
 MAX_SEED = 2**31 - 1  # EnvPool's seeds are 32-bit and signed
 
@@ -22,6 +22,7 @@ class SourceConfig:
     max_episode_steps: int | None = None  # truncate there; the game's own limit holds besides
     num_threads: int = 1  # where the library steps in parallel
     view: Literal["auto", "observation", "render"] = "auto"  # what a frame is; auto: the observation if it is an image
+    shrink: Shrink = "mean"  # how a larger picture becomes a frame, see `resize`
 
 
 class Moved(NamedTuple):
@@ -90,7 +91,9 @@ class Source:
         self._action_map: np.ndarray | None = None
         self._rows: _Rows | None = None
         self._closed = False
-        first = resize(self._backend.restart(np.arange(num_envs), _seed_rows(seed, num_envs)), config.frame_size)
+        first = resize(
+            self._backend.restart(np.arange(num_envs), _seed_rows(seed, num_envs)), config.frame_size, config.shrink
+        )
         self.observation_space = spaces.Box(0, 255, first.shape[1:], np.uint8)
         self._first: np.ndarray | None = first  # the frames of the seed that we were opened with
 
@@ -102,6 +105,7 @@ class Source:
             **self._backend.facts,
             "frame_size": list(self.observation_space.shape[:2]),
             "view": self.config.view,
+            "shrink": self.config.shrink,
             "max_episode_steps": self.config.max_episode_steps,
             "action_map": None if self._action_map is None else self._action_map.tolist(),
         }
@@ -148,7 +152,7 @@ class Source:
             frames = self._first
         elif len(rows):
             seeds = None if seed is None else _seed_rows(seed, self.num_envs)
-            frames = resize(self._backend.restart(rows, seeds), self.config.frame_size)
+            frames = resize(self._backend.restart(rows, seeds), self.config.frame_size, self.config.shrink)
         else:
             return self._rows.observations.copy()
         self._first = None
@@ -179,14 +183,16 @@ class Source:
         going, over = np.flatnonzero(~state.over), np.flatnonzero(state.over)
         if len(going):
             moved = self._backend.advance(going, actions[going])
-            step.observations[going] = resize(moved.frames, self.config.frame_size)
+            step.observations[going] = resize(moved.frames, self.config.frame_size, self.config.shrink)
             step.rewards[going], step.terminations[going] = moved.rewards, moved.terminations
             state.elapsed[going] += 1
             limit = self.config.max_episode_steps
             late = state.elapsed[going] >= limit if limit else False
             step.truncations[going] = (moved.truncations | late) & ~moved.terminations
         if len(over):
-            step.observations[over] = resize(self._backend.restart(over, None), self.config.frame_size)
+            step.observations[over] = resize(
+                self._backend.restart(over, None), self.config.frame_size, self.config.shrink
+            )
             state.elapsed[over] = 0
         self._rows = _Rows(step.terminations | step.truncations, state.elapsed, step.observations)
         return step._replace(observations=step.observations.copy())

@@ -54,7 +54,12 @@ def open_spec_source(spec: WorldSpec, num_envs: int, seed: int, split: str, num_
     if split not in splits and (splits or split not in ("train", "validation", "test")):
         raise ConfigMismatch(f"{spec.id} has no split {split!r}; its splits: {', '.join(splits) or 'none'}.")
     options = {**spec.real.options, **splits.get(split, {})}
-    config = SourceConfig(frame_size=spec.frame_size, max_episode_steps=spec.max_episode_steps, num_threads=num_threads)
+    config = SourceConfig(
+        frame_size=spec.frame_size,
+        max_episode_steps=spec.max_episode_steps,
+        num_threads=num_threads,
+        shrink=spec.real.shrink,
+    )
     source = open_source(spec.real.source, num_envs, seed, options, config)
     try:
         if len(source.players) != len(spec.players):

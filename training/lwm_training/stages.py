@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lwm_env.errors import ConfigMismatch
 from lwm_env.world_model import WorldModel
 from lwm_training.loss import LossWeights, as_batch, camera_unroll, unroll_errors
-from lwm_training.picture_loss import codec_error
+from lwm_training.picture_loss import codec_error, end_error
 from lwm_training.recipe import Recipe, Stage
 from lwm_training.teacher import Teaching
 
@@ -34,7 +34,10 @@ class Objective(nn.Module):
             losses["teacher_latent"] = self.teaching.latent_error(self.model, batch.pixels[:, 0])
         if self.stage.trains == "tokenizer":
             pixels, others = (x.flatten(0, 1) for x in (batch.pixels, batch.pixels.roll(1, dims=1)))
-            codec = codec_error(self.model.tokenizer, pixels, others, self.weights.edges, self.weights.changed)
+            weights = self.weights
+            codec = codec_error(self.model.tokenizer, pixels, others, weights.edges, weights.changed, weights.squared)
+            if weights.ends:
+                losses["ends"] = end_error(self.model.tokenizer, pixels).mean()
             return {"codec": codec.mean(), **losses}
         return losses | unroll_errors(self.model, batch, context, self.weights, generator, self.teaching)
 

@@ -1,13 +1,14 @@
 """The last frames and the action to the moved picture: games scroll, so move pixels before drawing any.
 
 An hourglass reads the last K frames and composes by masks: the canvas moved by the camera's motion (the last frame, and
-what was seen beyond its edges), the last frame where it was, and new pixels. Games round every
+what was seen beyond its edges), the last frame where it was, new pixels, and what moves by itself. Games round every
 sprite's place to whole pixels for itself, so the canvas is offered at the four whole motions around the estimated one.
 
 Shapes: B worlds, K context frames, H x W pixels, h x w cells, C channels.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
+from lwm_env.movers import Movers
 
 FAINT = 0.02  # masks below this share are none
 
@@ -30,11 +32,21 @@ class MotionConfig:
     attention_blocks: int = 0  # spatial attention between the bottleneck's convolutions
     refine_blocks: int = 2  # between the views of the canvas and the masks
     memory_dim: int = 0  # numbers kept from step to step: what no picture shows, such as whose serve it is
+    movers: int = 0  # things that move by themselves, see `Movers`
+    reach: int = 8  # pixels a step that they move by at most
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (0 if name in ("attention_blocks", "memory_dim") else 1):
+            if value < (0 if name in ("attention_blocks", "memory_dim", "movers") else 1):
                 raise ValueError(f"MotionConfig.{name} must be positive, got {value}")
+
+
+class Reading(NamedTuple):
+    """What the last frames and the action tell."""
+
+    features: Tensor  # (B, 2C, h, w)
+    copies: Tensor  # (B, M, 3, H, W), the last picture as each mover has it
+    memory: Tensor  # (B, memory_dim), from now on
 
 
 class Motion(nn.Module):
@@ -49,66 +61,74 @@ class Motion(nn.Module):
         self.older = Pointwise(4 * pixels * self.num_older, wide) if self.num_older > 0 else None
         self.down = Pointwise(4 * dim, wide)
         self.condition = nn.Sequential(nn.Linear(action_dim + 4 + config.memory_dim, wide), nn.SiLU())
+        self.movers = None
+        if config.movers:
+            self.movers = Movers(config.movers, config.reach, config.context_frames, action_dim + 4)
         if config.memory_dim:
+            sight_dim = self.movers.sight_dim if self.movers else 0
             self.notice = Pointwise(wide, 2 * config.memory_dim)
-            self.remember = nn.GRUCell(2 * config.memory_dim + action_dim, config.memory_dim)
+            self.remember = nn.GRUCell(2 * config.memory_dim + action_dim + sight_dim, config.memory_dim)
         self.films = nn.ModuleList([nn.Linear(wide, 2 * wide) for _ in range(config.bottleneck_blocks)])
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         self.up = Pointwise(wide, 4 * dim)
-        self.merge = Pointwise(2 * dim + pixels + patch**2, dim)
+        self.merge = Pointwise(2 * dim + pixels + patch**2 + config.movers * pixels, dim)
         self.phase = nn.Sequential(nn.Linear(action_dim + 4, wide), nn.SiLU())
         self.tints = nn.ModuleList([nn.Linear(wide, 2 * dim) for _ in range(config.refine_blocks)])
         self.refine = nn.ModuleList([ConvBlock(dim) for _ in range(config.refine_blocks)])
-        self.layers = Pointwise(dim, (4 + 2 + 3) * patch**2)
+        self.layers = Pointwise(dim, (4 + 2 + config.movers + 3) * patch**2)
         self.write = Pointwise(2 * dim, patch**2)
         self.rounding = nn.Parameter(torch.tensor(4.0))  # how much a whole motion's distance from the estimate counts
         for linear in [*self.films, *self.tints, self.layers, self.write]:
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
         nn.init.constant_(self.write.bias, 3.0)
-        nn.init.constant_(self.layers.bias[4 * patch**2 : 6 * patch**2], -2.0)  # the canvas first
+        nn.init.constant_(self.layers.bias[4 * patch**2 : (6 + config.movers) * patch**2], -2.0)  # the canvas first
 
-    def read(
-        self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor, memory: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def read(self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor, memory: Tensor) -> Reading:
         """Frames (B, K, 3, H, W), embedded action (B, A), the camera's next motion (B, 2), the fraction of a pixel
-        left over by it (B, 2) and the memory (B, memory_dim) -> features (B, 2C, h, w), the memory from now on."""
+        left over by it (B, 2) and the memory (B, memory_dim)."""
         recent = self.recent(F.pixel_unshuffle(frames[:, -2:].flatten(1, 2), self.patch))
         x = self.down(F.pixel_unshuffle(F.silu(recent), 2))
         if self.older is not None:
             x = x + self.older(F.pixel_unshuffle(frames[:, : self.num_older].flatten(1, 2), 2 * self.patch))
-        condition = self.condition(torch.cat([action, motion / 4, offset, memory], 1))
+        known = torch.cat([action, motion / 4, offset], 1)
+        condition = self.condition(torch.cat([known, memory], 1))
         for index, (block, film) in enumerate(zip(self.blocks, self.films, strict=True)):
             x = block(x, film(condition))
             if index < len(self.attention):
                 x = self.attention[index](x)
+        last = frames[:, -1]
+        copies, sight = last[:, None][:, :0], action[:, :0]
+        if self.movers is not None:
+            sight = self.movers.look(frames)
+            copies = self.movers.copies(last, self.movers(sight, known))
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
-            memory = self.remember(torch.cat([noticed, action], 1), memory)
-        return torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1), memory
+            memory = self.remember(torch.cat([noticed, action, sight], 1), memory)
+        return Reading(torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1), copies, memory)
 
     def lasting(self, features: Tensor) -> Tensor:
         """How much of each pixel of the last picture belongs on the canvas, (B, 1, H, W): players do not."""
         return hard_gate(F.pixel_shuffle(self.write(features), self.patch))
 
     def compose(
-        self, features: Tensor, last: Tensor, views: Views, action: Tensor, motion: Tensor
+        self, reading: Reading, last: Tensor, views: Views, action: Tensor, motion: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Features, the last picture (B, 3, H, W), the canvas after the motion (B, 2) and the embedded action -> the
-        moved picture (B, 3, H, W) and refined features (B, C, h, w)."""
-        seen = [F.pixel_unshuffle(views.colours[:, 0], self.patch), F.pixel_unshuffle(views.known[:, 0], self.patch)]
-        features = self.merge(torch.cat([features, *seen], 1))
+        """What was read, the last picture (B, 3, H, W), the canvas after the motion (B, 2) and the embedded action ->
+        the moved picture (B, 3, H, W) and refined features (B, C, h, w)."""
+        seen = [views.colours[:, 0], views.known[:, 0], *reading.copies.unbind(1)]
+        features = self.merge(torch.cat([reading.features, *(F.pixel_unshuffle(x, self.patch) for x in seen)], 1))
         phase = self.phase(torch.cat([action, motion / 4, views.offset], 1))
         for block, tint in zip(self.refine, self.tints, strict=True):
             features = block(features, tint(phase))
         layers = F.pixel_shuffle(self.layers(F.silu(features)), self.patch)
-        masks, drawn = layers.split([6, 3], dim=1)
+        masks, drawn = layers.split([6 + self.config.movers, 3], dim=1)
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
         masks = torch.cat([masks[:, :4] + nearness, masks[:, 4:]], 1)
         masks = (masks - masks.amax(1, keepdim=True)).exp()
         masks = torch.cat([masks[:, :4] * views.known[:, :, 0].clamp(min=1e-3), masks[:, 4:]], 1)
         masks = F.relu(masks / masks.sum(1, keepdim=True) - FAINT)  # what is copied is copied exactly
         masks = masks / masks.sum(1, keepdim=True)
-        sources = torch.cat([views.colours, torch.stack([last, torch.tanh(drawn)], 1)], 1)
+        sources = torch.cat([views.colours, torch.stack([last, torch.tanh(drawn)], 1), reading.copies], 1)
         return (masks[:, :, None] * sources).sum(1), features

@@ -18,7 +18,7 @@ from lwm_env.camera import Camera
 from lwm_env.dynamics import Dynamics, EventHead
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.memory import Canvas, move_whole
-from lwm_env.motion import Motion
+from lwm_env.motion import Motion, Reading
 from lwm_env.presets import ModelConfig
 from lwm_env.prompts import PROMPTS, Prompts, read_prompts
 from lwm_env.registration import Sighting, sight
@@ -49,12 +49,11 @@ class Belief(NamedTuple):
 class Anticipation(NamedTuple):
     """Where the camera goes next."""
 
-    features: Tensor  # (B, 2C, h, w)
+    reading: Reading
     estimate: Tensor  # (B, 2) motion of the camera in pixels, as the network thinks
     motion: Tensor  # (B, 2 + 2) the same, and how what was seen corrected it
     travel: Tensor  # (B, 2) the motion with its correction, without gradients
     carry: Tensor  # (B, carry_dim)
-    memory: Tensor  # (B, memory_dim)
     canvas: Tensor  # moved, and the fraction of a pixel left over
     offset: Tensor
 
@@ -72,6 +71,7 @@ class Proposal(NamedTuple):
     moved_latent: Tensor  # (B, D, h, w)
     logits: Tensor  # (B, D, L, h, w)
     hidden: Tensor  # (B, C, h, w)
+    copies: Tensor  # (B, M, 3, H, W), the last picture as each mover has it
 
 
 class Output(NamedTuple):
@@ -165,9 +165,9 @@ class WorldModel(nn.Module):
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
         whole, motion, offset = self.correct(belief.offset, estimate, sighting)
         travel = (whole + offset - belief.offset).detach()
-        features, memory = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory)
-        canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(features))
-        return Anticipation(features, estimate, motion, travel, carry, memory, move_whole(canvas, whole), offset)
+        reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory)
+        canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
+        return Anticipation(reading, estimate, motion, travel, carry, move_whole(canvas, whole), offset)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
         """How the camera went between two real pictures (B, 3, H, W): by registration, unless it stands still."""
@@ -181,20 +181,20 @@ class WorldModel(nn.Module):
         sighting = sighting or self.sight(belief.frames[:, -1], picture)
         ahead = self.anticipate(belief, action, sighting)
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
-        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, ahead.memory)
+        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, ahead.reading.memory)
 
     def propose(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Proposal:
         """Everything about the next step that is known before sampling."""
         ahead = self.anticipate(belief, action, sighting)
         views = self.canvas.views(ahead.canvas, ahead.offset.detach())
         moved, features = self.motion.compose(
-            ahead.features, belief.frames[:, -1], views, self.embed(action), ahead.travel
+            ahead.reading, belief.frames[:, -1], views, self.embed(action), ahead.travel
         )
         moved_latent = self.tokenizer.encode(moved)
         logits, hidden = self.dynamics(features, moved_latent)
         return Proposal(
-            ahead.estimate, ahead.motion, ahead.canvas, ahead.offset, ahead.carry, ahead.memory,
-            moved, moved_latent, logits, hidden,
+            ahead.estimate, ahead.motion, ahead.canvas, ahead.offset, ahead.carry, ahead.reading.memory,
+            moved, moved_latent, logits, hidden, ahead.reading.copies,
         )  # fmt: skip
 
     def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:

@@ -15,6 +15,7 @@ from lwm_env.registration import Sighting
 from lwm_env.tokenizer import to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
 from lwm_training.mosaic import Mosaic
+from lwm_training.mover_loss import mover_error
 from lwm_training.picture_loss import changes, codec_error, emphasis, picture_error
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class LossWeights:
     changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
     ends: float = 0.0  # on latents near the ends of their range, where tanh has no gradient, beside the codec's loss
     moved: float = 4.0
+    movers: float = 1.0  # see `mover_error`
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
     place: float = 1.0  # distance from the place that the camera was seen at, beyond the half pixel that is rounded
     tokens: float = 0.25
@@ -282,6 +284,9 @@ def unroll_errors(
         from_truth = chosen_with(weights.true_tokens)
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, astray.abs().amax(1))
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
+        if model.motion.movers is not None:  # a dream may have its ball elsewhere
+            error = mover_error(proposal.copies, batch.pixels[:, t], batch.pixels[:, t + 1])
+            losses["movers"] = mean_valid(error, batch.valid[:, t] * ~dreams)
         picture = torch.where(dreams[:, None, None, None], drawn.picture.clamp(-1, 1), batch.pixels[:, t + 1])
         if teaching is not None:
             told = teaching.tell(taught, batch.actions[:, t], moved_by(belief, proposal))

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lwm_env.errors import ConfigMismatch
+from lwm_env.presets import PRESETS
 from lwm_env.world_model import WorldModel
-from lwm_training.loss import LossWeights, as_batch, camera_unroll, unroll_errors
+from lwm_training.loss import LossWeights, as_batch, camera_unroll, sightings, unroll_errors
+from lwm_training.mover_loss import movers_error
 from lwm_training.picture_loss import codec_error, end_error
 from lwm_training.recipe import Recipe, Stage
 from lwm_training.teacher import Teaching
@@ -29,6 +31,9 @@ class Objective(nn.Module):
         batch = as_batch(clips, self.model)
         if self.stage.trains == "camera":
             return camera_unroll(self.model, batch, context, self.stage.dreamed, self.teaching)
+        if self.stage.trains == "movers":
+            seen = sightings(self.model, batch)
+            return {"movers": movers_error(self.model, batch, seen.motion * seen.sure[..., None], context)}
         losses: dict[str, Tensor] = {}
         if self.teaching is not None and self.stage.trains in ("tokenizer", "joint"):
             losses["teacher_latent"] = self.teaching.latent_error(self.model, batch.pixels[:, 0])
@@ -48,6 +53,7 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
     parts = {
         "tokenizer": [model.tokenizer],
         "camera": [model.camera],
+        "movers": [model.motion.movers or model.motion],
         "dynamics": [model],
         "joint": [model],
     }[stage.trains]
@@ -80,6 +86,8 @@ def check_recipe(recipe: Recipe, num_processes: int) -> None:
     for stage in recipe.train.stages:
         LossWeights.from_recipe(stage.loss)
         _check_taught(recipe, stage)
+        if stage.trains == "movers" and not PRESETS[recipe.model.preset].override(recipe.model.overrides).motion.movers:
+            raise ConfigMismatch(f"the stage {stage.name} trains movers, but the model has none. Set motion.movers.")
         longest = (1 if stage.trains == "tokenizer" else stage.context) - 1 + stage.unroll
         if recipe.data.kind == "stream" and longest > recipe.data.shard_steps:
             raise ConfigMismatch(

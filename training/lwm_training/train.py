@@ -180,7 +180,7 @@ class Run:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + rank)
         context = 1 if stage.trains == "tokenizer" else self._context(stage, seed, step)
         batch = stage.batch_size or self.recipe.train.batch_size
-        sighted = stage.trains == "camera" and self.accelerator.device.type == "cpu"
+        sighted = stage.trains in ("camera", "movers") and self.accelerator.device.type == "cpu"
         clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sighted)
         scale = learning_rate(stage, self.progress.step, self._share(stage)) * self.guard.learning_rate_scale
         for group in optimizer.param_groups:

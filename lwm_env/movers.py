@@ -1,0 +1,69 @@
+"""Things that move by themselves, each as a copy of the whole last picture shifted as the thing moves.
+
+A ball, a paddle, an opponent: the network finds the place of each in the last frames, and tells from the places, the
+action and what it remembers how far each moves, as a distribution over whole pixels (a separable form of Finn et al.,
+2016, arXiv:1605.07157). Masks then choose the copy around the thing. So nothing has to be drawn anew at whatever pixel
+it stands.
+
+Shapes: B worlds, K context frames, M movers, R pixels of reach, H x W pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lwm_env.layers import Pointwise
+
+WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every motion within reach is felt
+SEEKERS = 8  # channels that look for the movers
+NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
+
+
+class Movers(nn.Module):
+    """Where each mover is, where it goes in this step, and what the last picture looks like there."""
+
+    def __init__(self, count: int, reach: int, context_frames: int, condition_dim: int, hidden_dim: int = 128) -> None:
+        super().__init__()
+        self.count, self.reach = count, reach
+        self.sight_dim = 3 * count * context_frames  # how many numbers `look` gives
+        self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where nothing moves there is nothing
+        self.find = Pointwise(SEEKERS, count, bias=False)
+        self.enter = nn.Linear(self.sight_dim, hidden_dim)
+        self.condition = nn.Linear(condition_dim, hidden_dim)
+        self.think = nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
+        self.out = nn.Linear(hidden_dim, 2 * count * (2 * reach + 3))
+        nn.init.zeros_(self.out.bias)
+        self.register_buffer("shifts", torch.arange(-reach, reach + 1.0), persistent=False)
+
+    def look(self, frames: Tensor) -> Tensor:
+        """Frames (B, K, 3, H, W) -> where each mover is, how it went from frame to frame, and how much of it is there:
+        (B, 3 M K)."""
+        moving = (frames - frames.mean(1, keepdim=True)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        found = self.find(F.relu(self.seek(moving))).square().unflatten(0, frames.shape[:2])
+        height, width = found.shape[-2:]
+        down = torch.arange(height, device=frames.device) - (height - 1) / 2
+        right = torch.arange(width, device=frames.device) - (width - 1) / 2
+        whole = found.sum((3, 4)) + NOTHING
+        places = torch.stack([(found.sum(4) * down).sum(3), (found.sum(3) * right).sum(3)], 3) / whole[..., None]
+        paths = torch.cat([places[:, -1:] / 16, places.diff(dim=1) / 2], 1)
+        return torch.cat([paths.flatten(1), whole.log().flatten(1) / 8], 1)
+
+    def forward(self, sight: Tensor, condition: Tensor) -> Tensor:
+        """What `look` saw and the condition (B, C) -> the share of each shift, down and right: (B, M, 2, 2R + 1)."""
+        out = self.out(self.think(self.enter(sight) + self.condition(condition)))
+        motion, sharpness, free = out.unflatten(1, (self.count, 2, -1)).split([1, 1, 2 * self.reach + 1], dim=3)
+        distance = (self.shifts - self.reach * motion).square()
+        return (free - WIDE * torch.exp(sharpness) * distance).softmax(3)
+
+    def copies(self, picture: Tensor, shares: Tensor) -> Tensor:
+        """The picture (B, 3, H, W) as each mover has it: (B, M, 3, H, W). What comes in from outside is the edge."""
+        down, right = shares.unbind(2)
+        moved = self._shift(down, picture.shape[-2])[:, :, None] @ picture[:, None]
+        return moved @ self._shift(right, picture.shape[-1])[:, :, None].transpose(-1, -2)
+
+    def _shift(self, shares: Tensor, size: int) -> Tensor:
+        """Matrices (B, M, size, size) that move a line of pixels by the shares (B, M, 2R + 1)."""
+        line = torch.arange(size, device=shares.device)
+        source = (line[:, None] - self.shifts.long()).clamp(0, size - 1)
+        chosen = F.one_hot(source.T, size).to(shares.dtype).flatten(1)  # (2R + 1, size * size)
+        return (shares @ chosen).unflatten(2, (size, size))

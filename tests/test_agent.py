@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("stable_baselines3")
 from lwm_agents.agent import load_agent, make_ppo, read_facts
 from lwm_agents.evaluation import play
+from lwm_agents.film import GAP, LABEL, SIDE, film
 from lwm_agents.imagination import Honest, ImaginationConfig, train_in_dream, train_in_real
 from lwm_agents.sb3 import SB3VecEnv
 from lwm_env import cli
@@ -128,3 +129,66 @@ def test_the_commands_evaluate_in_the_dream_and_in_the_real_game(run, tiny_world
     monkeypatch.undo()
     assert cli.main([*args, "--where", "real", "--real", "nothing:here"]) == 1
     assert "MODULE:FUNCTION" in capsys.readouterr().err
+
+
+# -- the film --------------------------------------------------------------------------------------------------------
+
+
+class Walker:
+    """Plays action 1, and keeps what it saw and whether it was told of a beginning."""
+
+    def __init__(self):
+        self.seen, self.starts = [], []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        self.seen.append(observation[0].copy())
+        self.starts.append(bool(episode_start[0]))
+        return np.array([1]), state
+
+
+def panels(frame):
+    """What the two panels of a film's frame show, labels apart."""
+    scale = SIDE // 16
+    left, right = frame[:, :SIDE], frame[:, SIDE + GAP :]
+    return [panel[LABEL::scale, ::scale] for panel in (left, right)], [panel[:LABEL] for panel in (left, right)]
+
+
+def test_a_film_shows_what_the_policy_sees_and_both_sides_begin_at_one_picture(tiny_world):
+    walkers = {"dream": Walker(), "real": Walker()}
+    limits = {"dream": 6, "real": 4}
+    envs = {
+        place: LwmVectorEnv(tiny_world, 1, autoreset_mode="SAME_STEP", max_episode_steps=limit, temperature=1.0)
+        for place, limit in limits.items()
+    }
+
+    frames = film({place: (walkers[place], envs[place]) for place in envs}, num_frames=14, seed=3)
+
+    (real, dream), labels = zip(*(panels(frame)[0] for frame in frames), strict=True), panels(frames[0])[1]
+    assert len(frames) == 14 and (real[0] == dream[0]).all() and labels[0].any() and (labels[0] != labels[1]).any()
+    assert (real[0] == envs["real"].reset(seed=3)[0][0]).all()
+    for place, shown in (("real", real), ("dream", dream)):
+        seen, limit = walkers[place].seen, limits[place]
+        assert all((shown[t] == seen[t]).all() for t in range(limit))
+        assert walkers[place].starts[: limit + 1] == [True, *[False] * (limit - 1), True]
+    assert all((real[t] == real[4]).all() for t in (5, 6)) and not (real[4] == real[3]).all()  # the last one waits
+    assert (real[7] == dream[7]).all() and (real[7] == walkers["dream"].seen[6]).all()  # the next pair
+
+
+def test_evaluate_writes_a_film(run, tiny_world, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("moviepy", reason="needs the extra `video`")
+    from moviepy import VideoFileClip
+
+    args = ["agent", "evaluate", str(tiny_world), "--agent", str(run / "agent"), "--episodes", "2", "--envs", "2"]
+    args += ["--device", "cpu", "--json", "--video-seconds", "1", "--video"]
+    monkeypatch.setattr("lwm_agents.commands._resolve", lambda name: real_twin)
+
+    assert cli.main([*args, str(tmp_path / "film.mp4")]) == 0
+    told = json.loads(capsys.readouterr().out)
+
+    with VideoFileClip(told["video"]) as clip:
+        assert clip.size == [2 * SIDE + GAP, SIDE + LABEL] and clip.n_frames == 15
+    assert cli.main([*args, str(tmp_path / "alone.mp4"), "--where", "dream"]) == 0
+    with VideoFileClip(str(tmp_path / "alone.mp4")) as clip:
+        assert clip.size == [SIDE, SIDE + LABEL]
+    assert cli.main([*args, str(tmp_path / "film.gif")]) == 1
+    assert "--video" in capsys.readouterr().err

@@ -4,10 +4,11 @@ The real game comes from a function that is named, not imported: `lwm_agents` an
 other, and another maker of real envs is one option away.
 """
 
+import contextlib
 import importlib.util
 import json
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,25 +88,35 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 @click.option("--replan-every", type=click.IntRange(1), default=4, show_default=True, help="Steps played of a plan.")
 @click.option("--real", default=REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="An .mp4 of both, side by side.")
+@click.option("--video-seconds", type=click.FloatRange(min=0.1, max=3600), default=30.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(world: str, path: Path | None, where: str, planner: bool, as_json: bool, **options: Any) -> None:
+def evaluate(
+    world: str, path: Path | None, where: str, planner: bool, video: Path | None, as_json: bool, **options: Any
+) -> None:
     """Returns of an agent, or of a planner, and of random actions in WORLD and in the real game it was learned from."""
     from lwm_agents.evaluation import play
+    from lwm_env.demo import check_video_path
 
     if planner and path:
         raise click.UsageError("--planner plays instead of an agent. Leave out --agent.")
     path, rows, name = path or _default_folder(world) / "agent", {}, "planner" if planner else "agent"
-    for place in ("dream", "real") if where == "both" else (where,):
-        envs = _dream(world, options) if place == "dream" else _real(world, options)
+    places = ("dream", "real") if where == "both" else (where,)
+    if video:
+        check_video_path(video, "--video")
+        _film(world, places, None if planner else path, video, options)
+    for place in places:
+        envs = _open(world, place, options)
         try:
-            policy = _planner(world, place, envs, options) if planner else _trained(path, envs, options["device"])
+            policy = _player(world, place, envs, None if planner else path, options)
             chosen = {"num_episodes": options["episodes"], "seed": options["seed"]}
             rows[f"{place}, {name}"] = play(policy, envs, deterministic=options["deterministic"], **chosen).summary()
             rows[f"{place}, random"] = play(None, envs, **chosen).summary()
         finally:
             envs.close()
     if as_json:
-        click.echo(json.dumps({"world": world, "agent": None if planner else str(path), "results": rows}))
+        told = {"world": world, "agent": None if planner else str(path), "results": rows}
+        click.echo(json.dumps({**told, "video": str(video)} if video else told))
         return
     for name, row in rows.items():
         click.echo(f"{name:14} return {row['mean']:.3f} ±{row['interval']:.3f}  length {row['length']:.0f}")
@@ -196,6 +207,26 @@ def _default_folder(world: str) -> Path:
     return Path("runs") / f"agent-{Path(world).name}"
 
 
+def _film(world: str, places: Sequence[str], path: Path | None, video: Path, options: dict[str, Any]) -> None:
+    """Write the video of `--video`: an env of each place, played by the agent at `path`, or by the planner for None."""
+    from lwm_agents.film import film
+    from lwm_env.demo import write_video
+
+    alone, players = {**options, "num_envs": 1}, {}
+    with contextlib.ExitStack() as opened:
+        for place in places:
+            envs = opened.enter_context(contextlib.closing(_open(world, place, alone)))
+            players[place] = (_player(world, place, envs, path, alone), envs)
+        fps = envs.metadata["render_fps"]
+        num_frames = max(1, round(options["video_seconds"] * fps))
+        write_video(video, film(players, num_frames, options["seed"], options["deterministic"]), fps, side=1)
+
+
+def _player(world: str, place: str, envs: Any, path: Path | None, options: dict[str, Any]) -> Any:
+    """The agent at `path`, or the planner for None."""
+    return _planner(world, place, envs, options) if path is None else _trained(path, envs, options["device"])
+
+
 def _trained(path: Path, envs: Any, device: str) -> Any:
     from lwm_agents.agent import choose_device, load_agent, make_ppo
     from lwm_agents.sb3 import SB3VecEnv
@@ -212,6 +243,10 @@ def _planner(world: str, place: str, envs: Any, options: dict[str, Any]) -> Any:
     config = PlannerConfig(**{name: options[name] for name in names})
     played = envs if place == "dream" else None
     return Planner(world, config, played, options["seed"], device=options["device"])
+
+
+def _open(world: str, place: str, options: dict[str, Any]) -> Any:
+    return _dream(world, options) if place == "dream" else _real(world, options)
 
 
 def _dream(world: str, options: dict[str, Any]) -> Any:

@@ -39,6 +39,9 @@ def agent() -> None:
 @click.option(
     "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
 )
+@click.option(
+    "--ray", "num_actors", type=click.IntRange(0), default=0, show_default=True, help="Ray actors that dream."
+)
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the run's last checkpoint.")
 @click.option("--refresh", "num_rounds", type=click.IntRange(0), default=0, show_default=True, help="See above.")
 @click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="To renew the world by.")

@@ -31,6 +31,7 @@ class ImaginationConfig:
     surprise_penalty: float = 0.0  # reward lost per nat of the model's uncertainty, against exploiting its errors
     save_every: int = 20_000  # steps
     backend: str = "torch"  # of the dream: "torch" or "onnx"
+    num_actors: int = 0  # Ray actors that step the dream; 0: this process
 
 
 class Honest(VecEnvWrapper):
@@ -98,7 +99,7 @@ def train_in_dream(
     Raises:
         ConfigMismatch: the folder holds an agent of another world or configuration. And what `load_agent` raises.
     """
-    envs = SB3VecEnv(world, config.num_envs, device=device, max_episode_steps=config.horizon, backend=config.backend)
+    envs = _dream(world, config, device)
     inside = envs.envs.unwrapped
     facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, "config": asdict(config)}
     honest = Honest(envs, inside.world_spec, config.surprise_penalty)
@@ -127,6 +128,15 @@ def train_in_real(
     envs = SB3VecEnv(make_real(world, autoreset_mode="SameStep", **made))
     facts = {"world": spec.id, "real": name_of(make_real), "config": asdict(config)}
     return _train(_make(Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume)
+
+
+def _dream(world: str, config: ImaginationConfig, device: str) -> SB3VecEnv:
+    options = {"device": device, "max_episode_steps": config.horizon, "backend": config.backend}
+    if not config.num_actors:
+        return SB3VecEnv(world, config.num_envs, **options)
+    from lwm_agents.ray_envs import RayVectorEnv
+
+    return SB3VecEnv(RayVectorEnv(world, config.num_envs, config.num_actors, **options))
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -173,7 +183,7 @@ def _has_agent(folder: Path) -> bool:
 
 
 def _check_same(saved: dict[str, Any], facts: dict[str, Any], folder: Path) -> None:
-    free = {"num_steps": 0, "save_every": 0}  # may differ
+    free = {"num_steps": 0, "save_every": 0, "num_actors": 0}  # may differ
     ours, theirs = ({**given, "config": {**given.get("config", {}), **free}} for given in (facts, saved))
     changed = [name for name in facts if ours[name] != theirs.get(name)]
     if changed:

@@ -119,7 +119,7 @@ def test_each_env_plays_its_share_of_the_episodes(tiny_world):
 
 def test_the_commands_evaluate_in_the_dream_and_in_the_real_game(run, tiny_world, capsys, monkeypatch):
     args = ["agent", "evaluate", str(tiny_world), "--agent", str(run / "agent"), "--episodes", "3", "--envs", "2"]
-    monkeypatch.setattr("lwm_agents.commands._resolve", lambda name: real_twin)
+    monkeypatch.setattr("lwm_agents.command_parts.resolve", lambda name: real_twin)
 
     assert cli.main([*args, "--device", "cpu", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
@@ -180,7 +180,7 @@ def test_evaluate_writes_a_film(run, tiny_world, tmp_path, capsys, monkeypatch):
 
     args = ["agent", "evaluate", str(tiny_world), "--agent", str(run / "agent"), "--episodes", "2", "--envs", "2"]
     args += ["--device", "cpu", "--json", "--video-seconds", "1", "--video"]
-    monkeypatch.setattr("lwm_agents.commands._resolve", lambda name: real_twin)
+    monkeypatch.setattr("lwm_agents.command_parts.resolve", lambda name: real_twin)
 
     assert cli.main([*args, str(tmp_path / "film.mp4")]) == 0
     told = json.loads(capsys.readouterr().out)

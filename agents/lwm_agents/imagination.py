@@ -1,5 +1,6 @@
 """PPO in imagination, and with the same settings in the real game."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from lwm_agents.sb3 import SB3VecEnv
 from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, UnknownWorld
 from lwm_env.spec import WorldSpec
+
+log = logging.getLogger("lwm.agent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +68,13 @@ class _Saver(BaseCallback):
         self.saved, self.begin = 0, time.perf_counter() - facts["seconds"]
 
     def save(self) -> None:
-        save_agent(self.folder, self.model, {**self.facts, "seconds": time.perf_counter() - self.begin})
-        self.saved = self.model.num_timesteps
+        steps, seconds = self.model.num_timesteps, time.perf_counter() - self.begin
+        save_agent(self.folder, self.model, {**self.facts, "seconds": seconds})
+        self.saved = steps
+        rate, recent = steps / seconds, [episode["r"] for episode in self.model.ep_info_buffer]
+        told = f"return {np.mean(recent):.3f} of the last {len(recent)} episodes" if recent else "no episode ended yet"
+        minutes = max(0.0, self.bar.total - steps) / rate / 60
+        log.info("%s: %d steps, %.0f a second, %.0f minutes left; %s", self.folder, steps, rate, minutes, told)
 
     def _on_training_start(self) -> None:
         self.saved = self.model.num_timesteps
@@ -91,7 +99,7 @@ def train_in_dream(
 ) -> PPO:
     """Train a policy in a world; the agent goes to `folder/agent`, TensorBoard's files to `folder/tensorboard`.
 
-    A second call goes on from the last checkpoint, in new episodes. `ppo` are settings of SB3's PPO.
+    A second call goes on from the last checkpoint, in new episodes with other seeds. `ppo` are settings of SB3's PPO.
 
     Args:
         start: an agent of another world to begin with; its steps count.
@@ -118,7 +126,7 @@ def train_in_real(
     """The same in the real game, on the levels of its split "train"; horizon and surprise penalty do not apply.
 
     Args:
-        make_real: makes the real game in mode SAME_STEP, see `lwm_agents.commands.REAL_ENV`.
+        make_real: makes the real game in mode SAME_STEP, see `lwm_agents.command_parts.REAL_ENV`.
 
     Raises:
         See `train_in_dream`. And what `make_real` raises.
@@ -164,8 +172,10 @@ def _train(
             start = folder / "agent"
         if start is not None:
             seconds = load_agent(start, model).get("seconds", 0.0)
+            model.set_random_seed(config.seed + model.num_timesteps)  # levels and dreams that were not there before
         left = config.num_steps - model.num_timesteps
-        with tqdm(total=config.num_steps, initial=model.num_timesteps, unit="step", disable=None) as bar:
+        counted = {"total": config.num_steps, "initial": model.num_timesteps, "desc": folder.name}
+        with tqdm(**counted, unit="step", disable=None) as bar:
             if left > 0:
                 saver = _Saver(folder / "agent", {**facts, "seconds": seconds}, config, bar)
                 model.learn(left, saver, tb_log_name="ppo", reset_num_timesteps=model.num_timesteps == 0)

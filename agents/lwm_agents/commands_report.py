@@ -25,6 +25,7 @@ from lwm_agents import command_parts
 @click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
 @click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
 @click.option("--episodes", "num_episodes", type=click.IntRange(2), default=200, show_default=True, help="Of a policy.")
+@click.option("--dream-episodes", "num_dream_episodes", type=click.IntRange(2), help="In the dream [as --episodes].")
 @click.option("--split", default="validation", show_default=True, help="Whose levels measure; it learns on train.")
 @click.option("--deterministic", is_flag=True, help="The likeliest action instead of a drawn one.")
 @click.option(
@@ -58,7 +59,8 @@ def report(
     from lwm_agents.dream_to_real import TransferConfig, TransferRun
     from lwm_agents.imagination import ImaginationConfig
 
-    measuring = {name: options.pop(name) for name in ("num_seeds", "num_episodes", "split", "deterministic")}
+    names = ("num_seeds", "num_episodes", "num_dream_episodes", "split", "deterministic")
+    measuring = {name: options.pop(name) for name in names}
     options["backend"] = command_parts.choose_backend(options["backend"], device)
     config = TransferConfig(training=ImaginationConfig(**options), **measuring)
     folder = out or Path("runs") / f"agent-report-{Path(world).name}"

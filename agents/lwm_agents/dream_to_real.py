@@ -39,7 +39,8 @@ class TransferConfig:
 
     training: ImaginationConfig = field(default_factory=ImaginationConfig)  # its seed is that of the first policy
     num_seeds: int = 3
-    num_episodes: int = 200  # of each policy and place
+    num_episodes: int = 200  # of each policy in the real game
+    num_dream_episodes: int | None = None  # of each policy in the dream, which is slower; None: as many
     split: str = "validation"  # whose levels of the real game
     deterministic: bool = False  # the likeliest action instead of a drawn one
 
@@ -127,7 +128,8 @@ class TransferRun:
         asked = {"seed": start, "agent": digest, "game": self.real}
         if place == "dream":
             asked |= {"game": self.weights, "backend": config.training.backend}
-        asked |= {"num_episodes": config.num_episodes, "num_envs": config.training.num_envs, "split": config.split}
+        count = (config.num_dream_episodes if place == "dream" else None) or config.num_episodes
+        asked |= {"num_episodes": count, "num_envs": config.training.num_envs, "split": config.split}
         asked |= {"deterministic": config.deterministic}
         path = folder / f"episodes-{place}.json"
         kept = _read(path)
@@ -139,11 +141,15 @@ class TransferRun:
             if agent is not None:
                 model = make_ppo(SB3VecEnv(envs), device=choose_device(self.device))
                 load_agent(agent, model)
-            played = play(model, envs, config.num_episodes, start, config.deterministic)
+            played = play(model, envs, count, start, config.deterministic)
         finally:
             envs.close()
         _write(path, {"asked": asked, "played": asdict(played)})
         told, name = played.summary(), "the dream" if place == "dream" else "the real game"
+        if len(set(zip(played.returns, played.lengths, strict=True))) == 1:  # such as Pong, which begins always alike
+            log.warning(
+                "%s: all %d episodes are alike; if they should not be, leave out --deterministic", folder, count
+            )
         log.info("%s: return %.3f in %d episodes of %s", folder, told["mean"], told["num_episodes"], name)
         return played
 

@@ -121,6 +121,7 @@ def as_table(report: TransferReport) -> str:
         paid = [f"{cost.seconds:,.0f} s", f"{cost.steps_per_second:,.0f}"] if cost else ["", ""]
         lines.append(f"| {' | '.join([LABELS[kind], _told(report.return_real[kind]), dreamed, *paid])} |")
     steps, config = report.training["dream"].num_timesteps, report.config
+    dreams = config["num_dream_episodes"] or config["num_episodes"]
     how = "the likeliest actions" if config["deterministic"] else "actions drawn as in training"
     told = (
         "",
@@ -128,7 +129,7 @@ def as_table(report: TransferReport) -> str:
         f"that in the real game {_told(report.dream_over_real)}, the difference {_told(report.dream_minus_real)}.",
         "",
         f"{report.world}, weights `{report.weights[:12]}`; seeds: {config['num_seeds']}, steps of each: {steps:,}, "
-        f"episodes: {config['num_episodes']}, on levels of the split {config['split']!r}, "
+        f"episodes: {config['num_episodes']} ({dreams} in the dream), on levels of the split {config['split']!r}, "
         f"{how}; in brackets 95 % of a bootstrap over seeds and episodes. {report.machine}.",
         "",
     )

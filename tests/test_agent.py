@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("stable_baselines3")
+from gymnasium.vector import VectorWrapper
+
 from lwm_agents.agent import load_agent, make_ppo, read_facts
 from lwm_agents.evaluation import play
 from lwm_agents.film import GAP, LABEL, SIDE, film
@@ -52,6 +54,24 @@ def test_the_same_settings_train_in_the_real_game(tiny_world, tiny_spec, tmp_pat
 
     assert made == [(2, 0, "train")] and model.num_timesteps == facts["num_timesteps"] == 32
     assert facts["real"].endswith("make_real") and facts["world"] == tiny_spec.id and facts["seconds"] > 0
+
+
+def test_a_run_that_goes_on_begins_at_seeds_that_it_did_not_play(tiny_world, tmp_path):
+    seeds = []
+
+    class Recorded(VectorWrapper):
+        def reset(self, *, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset(seed=seed, options=options)
+
+    def make_real(world, num_envs, seed, split, autoreset_mode):
+        return Recorded(LwmVectorEnv(world, num_envs, autoreset_mode=autoreset_mode))
+
+    for steps in (32, 64):
+        config = ImaginationConfig(**{**CONFIG, "num_steps": steps, "seed": 5})
+        train_in_real(str(tiny_world), make_real, tmp_path, config, "cpu", **FAST)
+
+    assert seeds == [[5, 6], [37, 38]]
 
 
 def test_a_second_call_goes_on_and_a_finished_run_stays(run, tiny_world):

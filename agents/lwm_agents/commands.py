@@ -76,7 +76,7 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 @click.argument("world")
 @click.option("--agent", "path", type=click.Path(path_type=Path), help="Its folder [runs/agent-WORLD/agent].")
 @click.option("--where", type=click.Choice(["dream", "real", "both"]), default="both", show_default=True)
-@click.option("--episodes", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--episodes", type=click.IntRange(2), default=200, show_default=True)
 @click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=16, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--split", default="validation", show_default=True, help="Whose levels of the real game.")

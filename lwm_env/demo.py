@@ -34,7 +34,7 @@ def demo(
     world: str, out: Path, seconds: float, seed: int, device: str, as_json: bool, start: Path | None = None
 ) -> None:
     """Dream WORLD with a scripted player, write a video and tell how fast it went."""
-    _check_output(out)
+    check_video_path(out)
     env = make(world, device)
     try:
         fps = env.metadata["render_fps"]
@@ -125,10 +125,12 @@ def told_once(call: Callable[..., Any], **arguments: Any) -> Any:
     return result
 
 
-def _check_output(out: Path) -> None:
-    """Tell before the dream what would fail after it."""
+def check_video_path(out: Path, option: str = "--out") -> None:
+    """Tell before the dream what would fail after it: InvalidInput, StorageError or MissingExtra."""
     if out.suffix.lower() != ".mp4":
-        raise InvalidInput(f"--out {out} has the suffix {out.suffix or 'none'}, but the video is an .mp4. Rename it.")
+        raise InvalidInput(
+            f"{option} {out} has the suffix {out.suffix or 'none'}, but the video is an .mp4. Rename it."
+        )
     if not out.parent.is_dir():
         raise StorageError(f"The folder {out.parent} for the video does not exist. Make it or name another one.")
     try:

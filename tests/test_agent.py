@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("stable_baselines3")
+from gymnasium.vector import VectorWrapper
+
 from lwm_agents.agent import load_agent, make_ppo, read_facts
 from lwm_agents.evaluation import play
+from lwm_agents.film import GAP, LABEL, SIDE, film
 from lwm_agents.imagination import Honest, ImaginationConfig, train_in_dream, train_in_real
 from lwm_agents.sb3 import SB3VecEnv
 from lwm_env import cli
@@ -51,6 +54,24 @@ def test_the_same_settings_train_in_the_real_game(tiny_world, tiny_spec, tmp_pat
 
     assert made == [(2, 0, "train")] and model.num_timesteps == facts["num_timesteps"] == 32
     assert facts["real"].endswith("make_real") and facts["world"] == tiny_spec.id and facts["seconds"] > 0
+
+
+def test_a_run_that_goes_on_begins_at_seeds_that_it_did_not_play(tiny_world, tmp_path):
+    seeds = []
+
+    class Recorded(VectorWrapper):
+        def reset(self, *, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset(seed=seed, options=options)
+
+    def make_real(world, num_envs, seed, split, autoreset_mode):
+        return Recorded(LwmVectorEnv(world, num_envs, autoreset_mode=autoreset_mode))
+
+    for steps in (32, 64):
+        config = ImaginationConfig(**{**CONFIG, "num_steps": steps, "seed": 5})
+        train_in_real(str(tiny_world), make_real, tmp_path, config, "cpu", **FAST)
+
+    assert seeds == [[5, 6], [37, 38]]
 
 
 def test_a_second_call_goes_on_and_a_finished_run_stays(run, tiny_world):
@@ -118,7 +139,7 @@ def test_each_env_plays_its_share_of_the_episodes(tiny_world):
 
 def test_the_commands_evaluate_in_the_dream_and_in_the_real_game(run, tiny_world, capsys, monkeypatch):
     args = ["agent", "evaluate", str(tiny_world), "--agent", str(run / "agent"), "--episodes", "3", "--envs", "2"]
-    monkeypatch.setattr("lwm_agents.commands._resolve", lambda name: real_twin)
+    monkeypatch.setattr("lwm_agents.command_parts.resolve", lambda name: real_twin)
 
     assert cli.main([*args, "--device", "cpu", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
@@ -128,3 +149,66 @@ def test_the_commands_evaluate_in_the_dream_and_in_the_real_game(run, tiny_world
     monkeypatch.undo()
     assert cli.main([*args, "--where", "real", "--real", "nothing:here"]) == 1
     assert "MODULE:FUNCTION" in capsys.readouterr().err
+
+
+# -- the film --------------------------------------------------------------------------------------------------------
+
+
+class Walker:
+    """Plays action 1, and keeps what it saw and whether it was told of a beginning."""
+
+    def __init__(self):
+        self.seen, self.starts = [], []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        self.seen.append(observation[0].copy())
+        self.starts.append(bool(episode_start[0]))
+        return np.array([1]), state
+
+
+def panels(frame):
+    """What the two panels of a film's frame show, labels apart."""
+    scale = SIDE // 16
+    left, right = frame[:, :SIDE], frame[:, SIDE + GAP :]
+    return [panel[LABEL::scale, ::scale] for panel in (left, right)], [panel[:LABEL] for panel in (left, right)]
+
+
+def test_a_film_shows_what_the_policy_sees_and_both_sides_begin_at_one_picture(tiny_world):
+    walkers = {"dream": Walker(), "real": Walker()}
+    limits = {"dream": 6, "real": 4}
+    envs = {
+        place: LwmVectorEnv(tiny_world, 1, autoreset_mode="SAME_STEP", max_episode_steps=limit, temperature=1.0)
+        for place, limit in limits.items()
+    }
+
+    frames = film({place: (walkers[place], envs[place]) for place in envs}, num_frames=14, seed=3)
+
+    (real, dream), labels = zip(*(panels(frame)[0] for frame in frames), strict=True), panels(frames[0])[1]
+    assert len(frames) == 14 and (real[0] == dream[0]).all() and labels[0].any() and (labels[0] != labels[1]).any()
+    assert (real[0] == envs["real"].reset(seed=3)[0][0]).all()
+    for place, shown in (("real", real), ("dream", dream)):
+        seen, limit = walkers[place].seen, limits[place]
+        assert all((shown[t] == seen[t]).all() for t in range(limit))
+        assert walkers[place].starts[: limit + 1] == [True, *[False] * (limit - 1), True]
+    assert all((real[t] == real[4]).all() for t in (5, 6)) and not (real[4] == real[3]).all()  # the last one waits
+    assert (real[7] == dream[7]).all() and (real[7] == walkers["dream"].seen[6]).all()  # the next pair
+
+
+def test_evaluate_writes_a_film(run, tiny_world, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("moviepy", reason="needs the extra `video`")
+    from moviepy import VideoFileClip
+
+    args = ["agent", "evaluate", str(tiny_world), "--agent", str(run / "agent"), "--episodes", "2", "--envs", "2"]
+    args += ["--device", "cpu", "--json", "--video-seconds", "1", "--video"]
+    monkeypatch.setattr("lwm_agents.command_parts.resolve", lambda name: real_twin)
+
+    assert cli.main([*args, str(tmp_path / "film.mp4")]) == 0
+    told = json.loads(capsys.readouterr().out)
+
+    with VideoFileClip(told["video"]) as clip:
+        assert clip.size == [2 * SIDE + GAP, SIDE + LABEL] and clip.n_frames == 15
+    assert cli.main([*args, str(tmp_path / "alone.mp4"), "--where", "dream"]) == 0
+    with VideoFileClip(str(tmp_path / "alone.mp4")) as clip:
+        assert clip.size == [SIDE, SIDE + LABEL]
+    assert cli.main([*args, str(tmp_path / "film.gif")]) == 1
+    assert "--video" in capsys.readouterr().err

@@ -12,14 +12,28 @@ from lwm_agents.transfer import bootstrap, dream_minus_real, dream_over_real, me
 from lwm_env import cli
 
 REAL = '''
-"""Stands for the real game: a dream with other weights of chance, of which every making is written down."""
+"""Stands for the real game: a dream with other weights of chance, of which every making is written down. Where there is
+a file `cut.txt` with a number, it is interrupted after so many steps."""
 from pathlib import Path
+from gymnasium.vector import VectorWrapper
 from lwm_env.envs import LwmVectorEnv
+
+CUT = Path(__file__).with_name("cut.txt")
+
+class Fragile(VectorWrapper):
+    def step(self, actions):
+        if CUT.exists():
+            left = int(CUT.read_text()) - 1
+            CUT.write_text(str(left)) if left else CUT.unlink()
+            if not left:
+                raise KeyboardInterrupt
+        return super().step(actions)
 
 def make(world, num_envs, seed, split, autoreset_mode):
     with Path(__file__).with_name("made.txt").open("a") as file:
         file.write(f"{split} {seed}\\n")
-    return LwmVectorEnv(world, num_envs, autoreset_mode=autoreset_mode, max_episode_steps=6, temperature=1.0)
+    options = {"autoreset_mode": autoreset_mode, "max_episode_steps": 6, "temperature": 1.0}
+    return Fragile(LwmVectorEnv(world, num_envs, **options))
 '''
 
 
@@ -83,7 +97,7 @@ def args(tiny_world, real_game, tmp_path_factory) -> list[str]:
     out = tmp_path_factory.mktemp("report")
     (out / "page.md").write_text("before\n<!-- agents -->\nold\n<!-- /agents -->\nafter\n")
     options = {"--out": out, "--seeds": 2, "--steps": 200, "--envs": 2, "--episodes": 5, "--device": "cpu"}
-    options |= {"--real": "our_real_game:make", "--into": out / "page.md"}
+    options |= {"--dream-episodes": 4, "--real": "our_real_game:make", "--into": out / "page.md"}
     words = ["agent", "report", str(tiny_world), *(str(word) for pair in options.items() for word in pair)]
     assert cli.main(words) == 0
     return words
@@ -94,7 +108,8 @@ def record(args) -> dict:
 
 
 def folder(args) -> Path:
-    return Path(args[args.index("--out") + 1])
+    """Of the last `--out`, as click takes it."""
+    return Path(args[len(args) - args[::-1].index("--out")])
 
 
 def measured(real_game) -> int:
@@ -112,7 +127,8 @@ def test_a_report_has_every_policy_measured_in_the_real_game(args, tiny_spec):
         for seed in (0, 1)
         for kind, places in (("random", ["real"]), ("real", ["real"]), ("dream", ["dream", "real"]))
     ]
-    assert all(len(played["returns"]) == 5 for trial in found["trials"] for played in trial["played"].values())
+    counts = {(place, len(each["returns"])) for trial in found["trials"] for place, each in trial["played"].items()}
+    assert counts == {("real", 5), ("dream", 4)}
     assert {trial["num_timesteps"] for trial in found["trials"]} == {0, 256}  # whole rollouts
     for kind in ("real", "dream"):
         cost = found["training"][kind]
@@ -125,15 +141,20 @@ def test_a_report_has_every_policy_measured_in_the_real_game(args, tiny_spec):
 def test_policies_learn_on_other_levels_than_those_that_measure(args, real_game):
     made = [line.split() for line in (real_game / "made.txt").read_text().splitlines()]
 
-    assert {seed for split, seed in made if split == "train"} == {"0", "1"}
-    assert {seed for split, seed in made if split == "validation"} == {"1000000", "2000000"}
+    assert {seed for split, seed in made if split == "train"} == {"0", "20000000"}  # no copy's seed is another's
+    assert {seed for split, seed in made if split == "validation"} == {"10000000", "30000000"}
 
 
 def test_a_table_and_a_plot_lie_beside_the_record(args):
     table, page = (folder(args) / "report.md").read_text(), (folder(args) / "page.md").read_text()
 
     assert page == f"before\n<!-- agents -->\n{table}<!-- /agents -->\nafter\n"
-    assert record(args)["weights"][:12] in table and "| PPO, dream | " in table and "Transfer ratio" in table
+    assert (
+        record(args)["weights"][:12] in table
+        and "actions drawn" in table
+        and "| PPO, dream | " in table
+        and "Transfer ratio" in table
+    )
     if importlib.util.find_spec("matplotlib"):
         assert (folder(args) / "report.png").read_bytes().startswith(b"\x89PNG")
 
@@ -149,6 +170,42 @@ def test_what_is_finished_is_not_done_again(args, real_game):
     assert [trial["agent"] for trial in record(args)["trials"]] == [trial["agent"] for trial in before["trials"]]
     returns = [[trial["played"]["real"]["returns"] for trial in found["trials"]] for found in (before, record(args))]
     assert returns[0] == returns[1]
+
+
+def test_a_report_that_is_cut_anywhere_goes_on_where_it_was(args, real_game, tmp_path, capsys):
+    words = [*args, "--out", str(tmp_path / "cut"), "--seeds", "1", "--steps", "600", "--save-every", "1"]
+    words[words.index("--into") + 1] = str(folder(args) / "page.md")
+    saved = []
+    for steps in (5, 200, 200, 131):  # while random play is measured, in two rollouts of a training, in the measuring
+        (real_game / "cut.txt").write_text(str(steps))
+        assert cli.main(words) == 130 and not (real_game / "cut.txt").exists()
+        facts = tmp_path / "cut" / "seed-0" / "real" / "agent" / "agent.json"
+        saved.append(json.loads(facts.read_text())["num_timesteps"] if facts.exists() else 0)
+    capsys.readouterr()
+
+    assert cli.main(words) == 0
+    assert saved == [0, 256, 512, 768]  # rollouts of 2 envs and 128 steps; the next one is begun anew
+    found = record(words)
+    assert {trial["num_timesteps"] for trial in found["trials"]} == {0, 768}
+
+
+def test_a_report_may_be_made_in_parts(args, real_game, tmp_path, capsys):
+    words = [*args, "--out", str(tmp_path / "parts")]
+    for kind, places in (("dream", {"real", "dream"}), ("random", {"real"}), ("real", {"real"})):
+        capsys.readouterr()
+        assert cli.main([*words, "--only", kind, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["trials"]
+        assert [(row["policy"], row["seed"]) for row in rows] == [(kind, 0), (kind, 1)]
+        assert all(places <= row.keys() for row in rows)
+        assert not (tmp_path / "parts" / "report.json").exists()
+    times = measured(real_game)
+
+    assert cli.main(words) == 0
+
+    assert measured(real_game) == times
+    whole, parts = ([trial["played"]["real"]["returns"] for trial in record(each)["trials"]] for each in (args, words))
+    assert whole == parts
+    assert cli.main([*args, "--only", "nobody"]) == 2
 
 
 def test_policies_of_another_number_of_steps_or_configuration_are_not_mixed(args, capsys):

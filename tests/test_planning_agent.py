@@ -118,7 +118,7 @@ def test_misuse_is_refused(tiny_world, lively_world):
 def test_the_command_measures_a_planner_in_the_dream_and_in_the_real_game(tiny_world, capsys, monkeypatch):
     args = ["agent", "evaluate", str(tiny_world), "--planner", "--num-plans", "4", "--horizon", "3"]
     args += ["--replan-every", "3", "--episodes", "2", "--envs", "2", "--device", "cpu"]
-    monkeypatch.setattr("lwm_agents.commands._resolve", lambda name: make_real)
+    monkeypatch.setattr("lwm_agents.command_parts.resolve", lambda name: make_real)
 
     assert cli.main([*args, "--json"]) == 0
 

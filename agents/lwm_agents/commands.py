@@ -1,26 +1,23 @@
-"""`lwm agent`: policies that learn inside a world.
+"""`lwm agent`: policies that learn inside a world."""
 
-The real game comes from a function that is named, not imported: `lwm_agents` and `lwm_training` know nothing of each
-other, and another maker of real envs is one option away.
-"""
-
-import importlib.util
+import contextlib
 import json
-import pkgutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lwm_env.errors import InvalidInput, LwmError
-
-REAL_ENV = "lwm_training.real:make_real_vec"  # called with the world, num_envs, seed, split and autoreset_mode
+from lwm_agents import command_parts
+from lwm_agents.commands_report import report
 
 
 @click.group()
 def agent() -> None:
     """Train a policy inside a world, and measure it there and outside."""
+
+
+agent.add_command(report)
 
 
 @agent.command()
@@ -38,6 +35,9 @@ def agent() -> None:
 @click.option(
     "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
 )
+@click.option(
+    "--ray", "num_actors", type=click.IntRange(0), default=0, show_default=True, help="Ray actors that dream."
+)
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the run's last checkpoint.")
 @click.option("--refresh", "num_rounds", type=click.IntRange(0), default=0, show_default=True, help="See above.")
 @click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="To renew the world by.")
@@ -54,8 +54,9 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 
     folder, rounds = out or _default_folder(world), options.pop("num_rounds")
     renewing = {name: options.pop(name) for name in ("recipe", "num_frames", "overrides")}
-    options["backend"] = _backend(options["backend"], device)
+    options["backend"] = command_parts.choose_backend(options["backend"], device)
     config = ImaginationConfig(**options)
+    command_parts.show_progress()
     if not rounds:
         model = train_in_dream(world, folder, config, device, resume)
     elif renewing["recipe"] is None or not resume:
@@ -75,7 +76,7 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 @click.argument("world")
 @click.option("--agent", "path", type=click.Path(path_type=Path), help="Its folder [runs/agent-WORLD/agent].")
 @click.option("--where", type=click.Choice(["dream", "real", "both"]), default="both", show_default=True)
-@click.option("--episodes", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--episodes", type=click.IntRange(2), default=200, show_default=True)
 @click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=16, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--split", default="validation", show_default=True, help="Whose levels of the real game.")
@@ -85,27 +86,43 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 @click.option("--horizon", type=click.IntRange(1), default=15, show_default=True, help="Steps of a plan.")
 @click.option("--iterations", type=click.IntRange(1), default=1, show_default=True, help="Over 1: cross-entropy.")
 @click.option("--replan-every", type=click.IntRange(1), default=4, show_default=True, help="Steps played of a plan.")
-@click.option("--real", default=REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game.")
+@click.option(
+    "--real", default=command_parts.REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
+)
+@click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="An .mp4 of both, side by side.")
+@click.option("--video-seconds", type=click.FloatRange(min=0.1, max=3600), default=30.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def evaluate(world: str, path: Path | None, where: str, planner: bool, as_json: bool, **options: Any) -> None:
+def evaluate(
+    world: str, path: Path | None, where: str, planner: bool, video: Path | None, as_json: bool, **options: Any
+) -> None:
     """Returns of an agent, or of a planner, and of random actions in WORLD and in the real game it was learned from."""
     from lwm_agents.evaluation import play
+    from lwm_env.demo import check_video_path
 
     if planner and path:
         raise click.UsageError("--planner plays instead of an agent. Leave out --agent.")
+    options["backend"] = command_parts.choose_backend(options["backend"], options["device"])
     path, rows, name = path or _default_folder(world) / "agent", {}, "planner" if planner else "agent"
-    for place in ("dream", "real") if where == "both" else (where,):
-        envs = _dream(world, options) if place == "dream" else _real(world, options)
+    places = ("dream", "real") if where == "both" else (where,)
+    if video:
+        check_video_path(video, "--video")
+        _film(world, places, None if planner else path, video, options)
+    for place in places:
+        envs = _open(world, place, options)
         try:
-            policy = _planner(world, place, envs, options) if planner else _trained(path, envs, options["device"])
+            policy = _player(world, place, envs, None if planner else path, options)
             chosen = {"num_episodes": options["episodes"], "seed": options["seed"]}
             rows[f"{place}, {name}"] = play(policy, envs, deterministic=options["deterministic"], **chosen).summary()
             rows[f"{place}, random"] = play(None, envs, **chosen).summary()
         finally:
             envs.close()
     if as_json:
-        click.echo(json.dumps({"world": world, "agent": None if planner else str(path), "results": rows}))
+        told = {"world": world, "agent": None if planner else str(path), "results": rows}
+        click.echo(json.dumps({**told, "video": str(video)} if video else told))
         return
     for name, row in rows.items():
         click.echo(f"{name:14} return {row['mean']:.3f} ±{row['interval']:.3f}  length {row['length']:.0f}")
@@ -135,65 +152,28 @@ def join(url: str, room: str, seat: str, checkpoint: Path, as_json: bool, **opti
             click.echo(f"episode {played.episode}: return {played.total:g} in {played.length} frames")
 
 
-@agent.command()
-@click.argument("world")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder [runs/agent-report-WORLD].")
-@click.option("--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies of a kind.")
-@click.option(
-    "--steps", "num_steps", type=click.IntRange(1), default=200_000, show_default=True, help="Of each policy."
-)
-@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=16, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first one.")
-@click.option("--horizon", type=click.IntRange(1), help="Steps until a dream is cut; the world's limit by default.")
-@click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
-@click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
-@click.option("--episodes", "num_episodes", type=click.IntRange(2), default=200, show_default=True, help="Of a policy.")
-@click.option("--split", default="validation", show_default=True, help="Whose levels measure; it learns on train.")
-@click.option("--deterministic", is_flag=True, help="The likeliest action instead of a drawn one.")
-@click.option("--real", default=REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
-)
-@click.option(
-    "--into", type=click.Path(path_type=Path, dir_okay=False), help="A file to get the table between its marks."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def report(
-    world: str, out: Path | None, real: str, device: str, into: Path | None, as_json: bool, **options: Any
-) -> None:
-    """Does a policy that learned inside WORLD win in the real game? Random actions, PPO in the real game and PPO in the
-    dream, all measured in the real game. The run may be stopped and started again."""
-    from lwm_agents import transfer_report
-    from lwm_agents.dream_to_real import TransferConfig, TransferRun
-    from lwm_agents.imagination import ImaginationConfig
-
-    measuring = {name: options.pop(name) for name in ("num_seeds", "num_episodes", "split", "deterministic")}
-    options["backend"] = _backend(options["backend"], device)
-    config = TransferConfig(training=ImaginationConfig(**options), **measuring)
-    folder = out or Path("runs") / f"agent-report-{Path(world).name}"
-    run = TransferRun(world, _resolve(real), folder, config, device)
-    found = transfer_report.build(run, run.run())
-    transfer_report.write_report(folder, found)
-    if into:
-        transfer_report.insert_table(into, found)
-    click.echo(
-        found.to_json().strip() if as_json else f"{transfer_report.as_table(found)}\n{folder / transfer_report.RECORD}"
-    )
-
-
-def _backend(name: str, device: str) -> str:
-    """What is faster: on a CPU ONNX Runtime, where it and the exporter are installed."""
-    if name != "auto":
-        return name
-    from lwm_agents.agent import choose_device
-
-    there = all(importlib.util.find_spec(module) for module in ("onnx", "onnxscript", "onnxruntime"))
-    return "onnx" if there and choose_device(device) == "cpu" else "torch"
-
-
 def _default_folder(world: str) -> Path:
     return Path("runs") / f"agent-{Path(world).name}"
+
+
+def _film(world: str, places: Sequence[str], path: Path | None, video: Path, options: dict[str, Any]) -> None:
+    """Write the video of `--video`: an env of each place, played by the agent at `path`, or by the planner for None."""
+    from lwm_agents.film import film
+    from lwm_env.demo import write_video
+
+    alone, players = {**options, "num_envs": 1}, {}
+    with contextlib.ExitStack() as opened:
+        for place in places:
+            envs = opened.enter_context(contextlib.closing(_open(world, place, alone)))
+            players[place] = (_player(world, place, envs, path, alone), envs)
+        fps = envs.metadata["render_fps"]
+        num_frames = max(1, round(options["video_seconds"] * fps))
+        write_video(video, film(players, num_frames, options["seed"], options["deterministic"]), fps, side=1)
+
+
+def _player(world: str, place: str, envs: Any, path: Path | None, options: dict[str, Any]) -> Any:
+    """The agent at `path`, or the planner for None."""
+    return _planner(world, place, envs, options) if path is None else _trained(path, envs, options["device"])
 
 
 def _trained(path: Path, envs: Any, device: str) -> Any:
@@ -211,25 +191,24 @@ def _planner(world: str, place: str, envs: Any, options: dict[str, Any]) -> Any:
     names = ("num_plans", "horizon", "iterations", "replan_every")
     config = PlannerConfig(**{name: options[name] for name in names})
     played = envs if place == "dream" else None
-    return Planner(world, config, played, options["seed"], device=options["device"])
+    return Planner(world, config, played, options["seed"], **_where(options))
+
+
+def _open(world: str, place: str, options: dict[str, Any]) -> Any:
+    return _dream(world, options) if place == "dream" else _real(world, options)
 
 
 def _dream(world: str, options: dict[str, Any]) -> Any:
     from lwm_agents.sb3 import SB3VecEnv
 
-    return SB3VecEnv(world, options["num_envs"], device=options["device"]).envs
+    return SB3VecEnv(world, options["num_envs"], **_where(options)).envs
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("device", "backend")}
 
 
 def _real(world: str, options: dict[str, Any]) -> Any:
-    make = _resolve(options["real"])
+    make = command_parts.resolve(options["real"])
     arguments = {"num_envs": options["num_envs"], "seed": options["seed"], "split": options["split"]}
     return make(world, autoreset_mode="SameStep", **arguments)
-
-
-def _resolve(name: str) -> Callable[..., Any]:
-    try:
-        return pkgutil.resolve_name(name)
-    except LwmError:
-        raise
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidInput(f"--real {name!r:.80} cannot be imported ({error}). Give MODULE:FUNCTION.") from error

@@ -1,13 +1,15 @@
 """The dream-to-real report: does a policy that learned in the dream win in the real game?
 
 For every seed a policy learns in the real game and another in the dream, for the same steps and by the same settings;
-they and random actions are measured in the real game. Whatever is finished stays in the folder of the report and is
-not done again: agents and their episodes, in `seed-0/random`, `seed-0/real` and `seed-0/dream-<weights>`.
+they and random actions are measured in the real game, all three of a seed on the same levels. Whatever is finished
+stays in the folder of the report and is not done again: agents and their episodes, in `seed-0/random`, `seed-0/real`
+and `seed-0/dream-<weights>`. So the parts may be done in any order, one process for each.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,11 @@ from lwm_env.world_model import WEIGHTS
 from lwm_env.worlds.storage import replace_file
 
 KINDS = ("random", "real", "dream")  # where a policy learned, if at all
-APART = 1_000_000  # evaluation seeds lie this far from those of training and from each other
+# Policy k learns on levels from the seed 2 k APART on and is measured from (2 k + 1) APART on, as a vector env's copies
+# have seeds that follow each other: were the seeds of policies 0, 1, 2, they would learn on nearly the same levels.
+APART = 10_000_000
+
+log = logging.getLogger("lwm.agent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,8 @@ class TransferConfig:
 
     training: ImaginationConfig = field(default_factory=ImaginationConfig)  # its seed is that of the first policy
     num_seeds: int = 3
-    num_episodes: int = 200  # of each policy and place
+    num_episodes: int = 200  # of each policy in the real game
+    num_dream_episodes: int | None = None  # of each policy in the dream, which is slower; None: as many
     split: str = "validation"  # whose levels of the real game
     deterministic: bool = False  # the likeliest action instead of a drawn one
 
@@ -59,7 +66,7 @@ class TransferRun:
 
     Args:
         world: id or folder.
-        make_real: makes the real game in mode SAME_STEP, see `lwm_agents.commands.REAL_ENV`.
+        make_real: makes the real game in mode SAME_STEP, see `lwm_agents.command_parts.REAL_ENV`.
         folder: of the report.
         ppo: settings of SB3's PPO, for both trainings.
     """
@@ -78,17 +85,19 @@ class TransferRun:
         manifest = worlds.read_manifest(worlds.find(world))
         self.spec, self.weights = manifest.spec, manifest.files[WEIGHTS].sha256
 
-    def run(self) -> list[Trial]:
-        """Do what is left and return all trials, for each seed those of KINDS.
+    def run(self, kinds: Sequence[str] = KINDS) -> list[Trial]:
+        """Do what is left and return all trials, for each seed those of `kinds`.
 
         Raises:
-            InvalidInput: fewer than one seed, or than two episodes.
+            InvalidInput: fewer than one seed, or than two episodes, or no such kind.
             ConfigMismatch: the folder holds agents of another world, configuration or number of steps.
             And what training and the real game raise.
         """
         if self.config.num_seeds < 1 or self.config.num_episodes < 2:
             raise InvalidInput("a report needs at least one seed and two episodes.")
-        trials = [self._trial(seed, kind) for seed in self.config.seeds for kind in KINDS]
+        if not kinds or set(kinds) - set(KINDS):
+            raise InvalidInput(f"policies of the kinds {list(kinds)} were asked for; there are {list(KINDS)}.")
+        trials = [self._trial(seed, kind) for seed in self.config.seeds for kind in KINDS if kind in kinds]
         steps = {trial.num_timesteps for trial in trials if trial.kind != "random"}
         if len(steps) > 1:
             raise ConfigMismatch(
@@ -99,7 +108,8 @@ class TransferRun:
 
     def _trial(self, seed: int, kind: str) -> Trial:
         folder = self.folder / f"seed-{seed}" / (f"dream-{self.weights[:12]}" if kind == "dream" else kind)
-        config = replace(self.config.training, seed=seed)
+        config = replace(self.config.training, seed=2 * seed * APART)
+        log.info("seed %d of %s: %s", seed, list(self.config.seeds), kind)
         if kind == "real":
             train_in_real(self.world, self.make_real, folder, config, self.device, **self.ppo)
         elif kind == "dream":
@@ -114,30 +124,40 @@ class TransferRun:
 
     def _measured(self, folder: Path, place: str, seed: int, agent: Path | None, digest: str | None) -> Played:
         """Episodes from `folder/episodes-<place>.json`, or played now and kept there."""
-        config = self.config
-        asked = {"seed": seed, "agent": digest, "game": self.weights if place == "dream" else self.real}
-        asked |= {"num_episodes": config.num_episodes, "num_envs": config.training.num_envs, "split": config.split}
+        config, start = self.config, (2 * seed + 1) * APART
+        asked = {"seed": start, "agent": digest, "game": self.real}
+        if place == "dream":
+            asked |= {"game": self.weights, "backend": config.training.backend}
+        count = (config.num_dream_episodes if place == "dream" else None) or config.num_episodes
+        asked |= {"num_episodes": count, "num_envs": config.training.num_envs, "split": config.split}
         asked |= {"deterministic": config.deterministic}
         path = folder / f"episodes-{place}.json"
         kept = _read(path)
         if kept.get("asked") == asked:
             return Played(**kept["played"])
-        envs = self._open(place, seed)
+        envs = self._open(place, start)
         try:
             model = None
             if agent is not None:
                 model = make_ppo(SB3VecEnv(envs), device=choose_device(self.device))
                 load_agent(agent, model)
-            played = play(model, envs, config.num_episodes, APART * (1 + seed), config.deterministic)
+            played = play(model, envs, count, start, config.deterministic)
         finally:
             envs.close()
         _write(path, {"asked": asked, "played": asdict(played)})
+        told, name = played.summary(), "the dream" if place == "dream" else "the real game"
+        if len(set(zip(played.returns, played.lengths, strict=True))) == 1:  # such as Pong, which begins always alike
+            log.warning(
+                "%s: all %d episodes are alike; if they should not be, leave out --deterministic", folder, count
+            )
+        log.info("%s: return %.3f in %d episodes of %s", folder, told["mean"], told["num_episodes"], name)
         return played
 
     def _open(self, place: str, seed: int) -> VectorEnv:
+        training = self.config.training
         if place == "dream":
-            return SB3VecEnv(self.world, self.config.training.num_envs, device=self.device).envs
-        made = {"num_envs": self.config.training.num_envs, "seed": APART * (1 + seed), "split": self.config.split}
+            return SB3VecEnv(self.world, training.num_envs, device=self.device, backend=training.backend).envs
+        made = {"num_envs": training.num_envs, "seed": seed, "split": self.config.split}
         return self.make_real(self.world, autoreset_mode="SameStep", **made)
 
 

@@ -1,5 +1,6 @@
 """PPO in imagination, and with the same settings in the real game."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, UnknownWorld
 from lwm_env.spec import WorldSpec
 
+log = logging.getLogger("lwm.agent")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImaginationConfig:
@@ -31,6 +34,7 @@ class ImaginationConfig:
     surprise_penalty: float = 0.0  # reward lost per nat of the model's uncertainty, against exploiting its errors
     save_every: int = 20_000  # steps
     backend: str = "torch"  # of the dream: "torch" or "onnx"
+    num_actors: int = 0  # Ray actors that step the dream; 0: this process
 
 
 class Honest(VecEnvWrapper):
@@ -64,8 +68,13 @@ class _Saver(BaseCallback):
         self.saved, self.begin = 0, time.perf_counter() - facts["seconds"]
 
     def save(self) -> None:
-        save_agent(self.folder, self.model, {**self.facts, "seconds": time.perf_counter() - self.begin})
-        self.saved = self.model.num_timesteps
+        steps, seconds = self.model.num_timesteps, time.perf_counter() - self.begin
+        save_agent(self.folder, self.model, {**self.facts, "seconds": seconds})
+        self.saved = steps
+        rate, recent = steps / seconds, [episode["r"] for episode in self.model.ep_info_buffer]
+        told = f"return {np.mean(recent):.3f} of the last {len(recent)} episodes" if recent else "no episode ended yet"
+        minutes = max(0.0, self.bar.total - steps) / rate / 60
+        log.info("%s: %d steps, %.0f a second, %.0f minutes left; %s", self.folder, steps, rate, minutes, told)
 
     def _on_training_start(self) -> None:
         self.saved = self.model.num_timesteps
@@ -90,7 +99,7 @@ def train_in_dream(
 ) -> PPO:
     """Train a policy in a world; the agent goes to `folder/agent`, TensorBoard's files to `folder/tensorboard`.
 
-    A second call goes on from the last checkpoint, in new episodes. `ppo` are settings of SB3's PPO.
+    A second call goes on from the last checkpoint, in new episodes with other seeds. `ppo` are settings of SB3's PPO.
 
     Args:
         start: an agent of another world to begin with; its steps count.
@@ -98,7 +107,7 @@ def train_in_dream(
     Raises:
         ConfigMismatch: the folder holds an agent of another world or configuration. And what `load_agent` raises.
     """
-    envs = SB3VecEnv(world, config.num_envs, device=device, max_episode_steps=config.horizon, backend=config.backend)
+    envs = _dream(world, config, device)
     inside = envs.envs.unwrapped
     facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, "config": asdict(config)}
     honest = Honest(envs, inside.world_spec, config.surprise_penalty)
@@ -117,7 +126,7 @@ def train_in_real(
     """The same in the real game, on the levels of its split "train"; horizon and surprise penalty do not apply.
 
     Args:
-        make_real: makes the real game in mode SAME_STEP, see `lwm_agents.commands.REAL_ENV`.
+        make_real: makes the real game in mode SAME_STEP, see `lwm_agents.command_parts.REAL_ENV`.
 
     Raises:
         See `train_in_dream`. And what `make_real` raises.
@@ -127,6 +136,15 @@ def train_in_real(
     envs = SB3VecEnv(make_real(world, autoreset_mode="SameStep", **made))
     facts = {"world": spec.id, "real": name_of(make_real), "config": asdict(config)}
     return _train(_make(Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume)
+
+
+def _dream(world: str, config: ImaginationConfig, device: str) -> SB3VecEnv:
+    options = {"device": device, "max_episode_steps": config.horizon, "backend": config.backend}
+    if not config.num_actors:
+        return SB3VecEnv(world, config.num_envs, **options)
+    from lwm_agents.ray_envs import RayVectorEnv
+
+    return SB3VecEnv(RayVectorEnv(world, config.num_envs, config.num_actors, **options))
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -154,8 +172,10 @@ def _train(
             start = folder / "agent"
         if start is not None:
             seconds = load_agent(start, model).get("seconds", 0.0)
+            model.set_random_seed(config.seed + model.num_timesteps)  # levels and dreams that were not there before
         left = config.num_steps - model.num_timesteps
-        with tqdm(total=config.num_steps, initial=model.num_timesteps, unit="step", disable=None) as bar:
+        counted = {"total": config.num_steps, "initial": model.num_timesteps, "desc": folder.name}
+        with tqdm(**counted, unit="step", disable=None) as bar:
             if left > 0:
                 saver = _Saver(folder / "agent", {**facts, "seconds": seconds}, config, bar)
                 model.learn(left, saver, tb_log_name="ppo", reset_num_timesteps=model.num_timesteps == 0)
@@ -173,7 +193,7 @@ def _has_agent(folder: Path) -> bool:
 
 
 def _check_same(saved: dict[str, Any], facts: dict[str, Any], folder: Path) -> None:
-    free = {"num_steps": 0, "save_every": 0}  # may differ
+    free = {"num_steps": 0, "save_every": 0, "num_actors": 0}  # may differ
     ours, theirs = ({**given, "config": {**given.get("config", {}), **free}} for given in (facts, saved))
     changed = [name for name in facts if ours[name] != theirs.get(name)]
     if changed:

@@ -88,6 +88,17 @@ def build(run: TransferRun, trials: Sequence[Trial]) -> TransferReport:
     )
 
 
+def as_row(trial: Trial) -> dict[str, Any]:
+    """One policy in a few numbers: its mean return and how many episodes, by place."""
+    row = {
+        "seed": trial.seed,
+        "policy": trial.kind,
+        "steps": trial.num_timesteps,
+        "seconds": round(trial.train_seconds),
+    }
+    return row | {place: round(float(np.mean(played.returns)), 4) for place, played in trial.played.items()}
+
+
 def returns_of(trials: Sequence[Trial], kind: str, place: str) -> np.ndarray:
     """Returns (S, E) of the policies of a kind in a place."""
     return np.array([trial.played[place].returns for trial in trials if trial.kind == kind])
@@ -110,14 +121,16 @@ def as_table(report: TransferReport) -> str:
         paid = [f"{cost.seconds:,.0f} s", f"{cost.steps_per_second:,.0f}"] if cost else ["", ""]
         lines.append(f"| {' | '.join([LABELS[kind], _told(report.return_real[kind]), dreamed, *paid])} |")
     steps, config = report.training["dream"].num_timesteps, report.config
+    dreams = config["num_dream_episodes"] or config["num_episodes"]
+    how = "the likeliest actions" if config["deterministic"] else "actions drawn as in training"
     told = (
         "",
         f"Transfer ratio {_told(report.transfer_ratio)}. Policies that learned in the dream: their return there over "
         f"that in the real game {_told(report.dream_over_real)}, the difference {_told(report.dream_minus_real)}.",
         "",
         f"{report.world}, weights `{report.weights[:12]}`; seeds: {config['num_seeds']}, steps of each: {steps:,}, "
-        f"episodes: {config['num_episodes']}, on levels of the split {config['split']!r}; in brackets 95 % of a "
-        f"bootstrap over seeds and episodes. {report.machine}.",
+        f"episodes: {config['num_episodes']} ({dreams} in the dream), on levels of the split {config['split']!r}, "
+        f"{how}; in brackets 95 % of a bootstrap over seeds and episodes. {report.machine}.",
         "",
     )
     return "\n".join([*lines, *told])

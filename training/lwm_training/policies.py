@@ -176,7 +176,8 @@ class Mixture:
 
 
 class Checkpoint:
-    """A Stable-Baselines3 checkpoint, sampling as in its training; frames are stacked as it wants them."""
+    """A Stable-Baselines3 checkpoint, sampling as in its training; frames are stacked as it wants them. Of several
+    players it is the first one, and the world's script plays the others, as where it was trained."""
 
     def __init__(self, players: Players, path: Path, algorithm: str | None) -> None:
         try:
@@ -189,7 +190,7 @@ class Checkpoint:
         self._model.set_random_seed(int(np.random.SeedSequence(players.seed).generate_state(1)[0]))
         self._players = players
         ours, theirs = players.action_space, self._model.action_space
-        if players.num_players != 1 or _size(ours) != _size(theirs):
+        if (players.num_players != 1 and players.script is None) or _size(ours) != _size(theirs):
             raise ConfigMismatch(
                 f"{path} acts in {theirs}, the game in {ours} for {players.num_players} player(s). Train one for this "
                 "game, or name another policy."
@@ -208,7 +209,10 @@ class Checkpoint:
         self._stack = np.concatenate([self._stack[..., 3:], observations], axis=-1) if count > 1 else observations
         seen = self._stack if shape[0] > shape[-1] else np.moveaxis(self._stack, -1, 1)
         actions, _ = self._model.predict(seen, deterministic=False)
-        return actions[:, None].astype(np.float32 if self._players.action_space.shape else np.int64)
+        own = actions[:, None].astype(np.float32 if self._players.action_space.shape else np.int64)
+        if self._players.num_players == 1:
+            return own
+        return np.concatenate([own, self._players.script(observations)[:, 1:]], axis=1)
 
 
 def _algorithm(path: Path) -> str:

@@ -237,7 +237,7 @@ def _with_picture(make: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         return make(**{"render_mode": "rgb_array", **options})
     except TypeError as error:
-        if "render_mode" not in str(error):
+        if "render_mode" not in str(error) and "takes no arguments" not in str(error):
             raise
         return make(**options)
 

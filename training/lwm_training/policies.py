@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, missing_extra
 from lwm_env.scripts import Script, load_script
-from lwm_env.spec import DiscreteActions, WorldSpec
+from lwm_env.spec import ContinuousActions, DiscreteActions, WorldSpec
 
 _FORMS = (
     '"random", "sticky:0.15", "sticky:0.15:1,2,4", "script:0.15", "sb3:path.zip", "sb3:dqn:path.zip", '
@@ -42,6 +42,7 @@ class Players:
     num_players: int = 1
     seed: int | Sequence[int] = 0
     weights: Sequence[float] = ()  # how often a sticky player picks each discrete action; empty: uniform
+    rest: Sequence[float] = ()  # how often it leaves each value of a continuous action at rest; empty: never
     script: Script | None = None  # of the world, if it has one
 
     @classmethod
@@ -53,6 +54,7 @@ class Players:
             num_players=len(spec.players),
             seed=seed,
             weights=spec.actions.sticky_weights if isinstance(spec.actions, DiscreteActions) else (),
+            rest=spec.actions.sticky_rest if isinstance(spec.actions, ContinuousActions) else (),
             script=load_script(spec) if spec.script else None,
         )
 
@@ -121,7 +123,9 @@ class Sticky:
         if self._players.action_space.shape:
             change = change[..., None]
             low, high = self._players.action_space.low, self._players.action_space.high
-            held = np.clip(held + self._random.normal(0, _STEP, held.shape) * (high - low), low, high)
+            walked = np.clip(held + self._random.normal(0, _STEP, held.shape) * (high - low), low, high)
+            rests = len(self._players.rest) > 0  # then what rests stays so
+            held = np.where((held == np.clip(0, low, high)) & rests, held, walked)
         fresh = self._draw()
         self._actions = np.where(change, fresh, held).astype(fresh.dtype)
         return self._actions.copy()
@@ -129,7 +133,11 @@ class Sticky:
     def _draw(self) -> np.ndarray:
         space, shape = self._players.action_space, (self._players.num_envs, self._players.num_players)
         if space.shape:
-            return self._random.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
+            drawn = self._random.uniform(space.low, space.high, (*shape, *space.shape))
+            if len(self._players.rest):
+                resting = self._random.random(drawn.shape) < np.asarray(self._players.rest)
+                drawn = np.where(resting, np.clip(0, space.low, space.high), drawn)
+            return drawn.astype(np.float32)
         return self._random.choice(int(space.n), size=shape, p=self._weights).astype(np.int64)
 
 
@@ -151,7 +159,8 @@ class Scripted:
         change = self._random.random(self._shape) < self._probability
         follows = self._random.random(self._shape) < self._skill
         self._following = np.where(change, follows, self._following)
-        return np.where(self._following, self._script(observations), self._held.act(observations, restarted))
+        scripted, held = self._script(observations), self._held.act(observations, restarted)
+        return np.where(self._following.reshape(*self._shape, *[1] * (held.ndim - 2)), scripted, held)
 
     def _draw_skill(self) -> np.ndarray:
         return self._random.choice(_SKILLS, self._shape)

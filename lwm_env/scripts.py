@@ -91,8 +91,8 @@ def racing_road(spec: WorldSpec) -> Script:
 
     def act(frames: np.ndarray) -> np.ndarray:
         red, green, blue = np.moveaxis(frames.astype(np.int64), -1, 0)
-        others = np.maximum(red, blue)
-        road = (green - others < 25) & (others > 40)  # neither grass nor what lies beyond the field
+        no_grass = green - np.maximum(red, blue) < 25
+        road = no_grass & ((blue > 60) | (red - green > 60))  # grey or a red kerb, no mud, nor what is beyond the field
         sideways, bend = _road_ahead(road)
         actions = np.zeros((len(frames), 1, spec.actions.dim), np.float32)
         actions[:, 0, steer] = np.clip(1.5 * sideways, -1, 1)
@@ -124,8 +124,10 @@ def _road_ahead(road: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         near = np.where(reach <= _NEAR, middle, near)
     sideways = (near - _CAR_COLUMN) / np.clip(reach, 4, _NEAR)
     bend = np.where(reach < _AHEAD, 1 - reach / (2 * _AHEAD), np.abs(middle - _CAR_COLUMN) / _AHEAD)
-    anywhere, total = road.sum((1, 2)), (road * columns).sum((1, 2))
-    there = np.where(anywhere, (total / np.maximum(anywhere, 1) - _CAR_COLUMN) / _NEAR, 0.3)
+    elsewhere = road.copy()
+    elsewhere[:, _BONNET - 1 :, 28:36] = False  # the car
+    size, total = elsewhere.sum((1, 2)), (elsewhere * columns).sum((1, 2))
+    there = np.where(size > 8, (total / np.maximum(size, 1) - _CAR_COLUMN) / _NEAR, 0.3)
     beside = reach < 3
     return np.where(beside, there, sideways), np.where(beside, 1.0, np.minimum(bend, 1.0))
 

@@ -115,6 +115,7 @@ class Sticky:
                 raise InvalidInput(f"Weights must be {count} numbers, not all 0, got {weights.tolist()}.")
             self._weights = weights / weights.sum()
         self._actions = self._draw()
+        self._resting = self._draw_resting() if len(players.rest) else None  # bool (N, P, A)
 
     def act(self, observations: np.ndarray, restarted: np.ndarray) -> np.ndarray:
         change = self._random.random((self._players.num_envs, self._players.num_players)) < self._probability
@@ -123,22 +124,22 @@ class Sticky:
         if self._players.action_space.shape:
             change = change[..., None]
             low, high = self._players.action_space.low, self._players.action_space.high
-            walked = np.clip(held + self._random.normal(0, _STEP, held.shape) * (high - low), low, high)
-            rests = len(self._players.rest) > 0  # then what rests stays so
-            held = np.where((held == np.clip(0, low, high)) & rests, held, walked)
+            held = np.clip(held + self._random.normal(0, _STEP, held.shape) * (high - low), low, high)
         fresh = self._draw()
         self._actions = np.where(change, fresh, held).astype(fresh.dtype)
-        return self._actions.copy()
+        if self._resting is None:
+            return self._actions.copy()
+        self._resting = np.where(change, self._draw_resting(), self._resting)
+        return np.where(self._resting, np.clip(0, low, high), self._actions).astype(fresh.dtype)
 
     def _draw(self) -> np.ndarray:
         space, shape = self._players.action_space, (self._players.num_envs, self._players.num_players)
         if space.shape:
-            drawn = self._random.uniform(space.low, space.high, (*shape, *space.shape))
-            if len(self._players.rest):
-                resting = self._random.random(drawn.shape) < np.asarray(self._players.rest)
-                drawn = np.where(resting, np.clip(0, space.low, space.high), drawn)
-            return drawn.astype(np.float32)
+            return self._random.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
         return self._random.choice(int(space.n), size=shape, p=self._weights).astype(np.int64)
+
+    def _draw_resting(self) -> np.ndarray:
+        return self._random.random(self._actions.shape) < np.asarray(self._players.rest)
 
 
 class Scripted:

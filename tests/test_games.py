@@ -141,6 +141,16 @@ def test_doom_rewards_medkits_and_ends_for_want_of_them(doom):
     assert (values[np.stack(rewards) < 0] == 0).all() and (values[np.stack(rewards) > 0.039] > 0).all()
 
 
+def test_doom_leaves_nothing_in_the_working_directory(doom, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = open_spec_source(doom, 1, 0, "train")
+    source.reset()
+    source.reset(seed=1)
+    source.close()
+
+    assert Path.cwd() == tmp_path and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["racing.toml", "doom.toml"])
 def test_a_world_is_begun_by_its_recipe_and_steps_as_its_game_does(name, tmp_path):
     from lwm_training.train import train_world

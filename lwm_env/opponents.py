@@ -99,7 +99,9 @@ class StickyPlayer:
 
     def _draw(self) -> Action:
         if isinstance(self._actions, ContinuousActions):
-            return self._rng.uniform(self._actions.low, self._actions.high).astype(np.float32)
+            low, high = np.array(self._actions.low), np.array(self._actions.high)
+            resting = self._rng.random(len(low)) < np.array(self._actions.sticky_rest or [0.0] * len(low))
+            return np.where(resting, np.clip(0, low, high), self._rng.uniform(low, high)).astype(np.float32)
         weights = np.array(self._actions.sticky_weights or [1.0] * self._actions.dim)
         return int(self._rng.choice(self._actions.dim, p=weights / weights.sum()))
 
@@ -114,7 +116,8 @@ class ScriptedPlayer:
         """It remembers nothing."""
 
     def act(self, frame: np.ndarray) -> Action:
-        return int(self._script(frame[None])[0, self._index])
+        action = self._script(frame[None])[0, self._index]
+        return action if action.ndim else int(action)
 
 
 register("script", lambda spec, player, seed: ScriptedPlayer(spec, player), lambda spec: spec.script is not None)

@@ -14,7 +14,8 @@ from lwm_env.spec import WorldSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-Script = Callable[[np.ndarray], np.ndarray]  # uint8 (N, H, W, 3) -> int64 (N, P), an action for every player
+# uint8 (N, H, W, 3) -> an action for every player, int64 (N, P) or float32 (N, P, A)
+Script = Callable[[np.ndarray], np.ndarray]
 
 
 def load_script(spec: WorldSpec) -> Script:
@@ -80,4 +81,55 @@ def pong_paddles(spec: WorldSpec) -> Script:
     return act
 
 
-SCRIPTS: dict[str, Callable[[WorldSpec], Script]] = {"pong_paddles": pong_paddles}
+def racing_road(spec: WorldSpec) -> Script:
+    """CarRacing at 64x64, seen from above a car that looks up: steers to where the road goes, the slower the more it
+    bends. Beside the road it drives to what it sees of it, and in a circle where it sees none.
+
+    Gas and brake are pressed together: their ratio decides the speed, which one picture does not tell.
+    """
+    steer, gas, brake = (spec.actions.meanings.index(name) for name in ("STEER", "GAS", "BRAKE"))
+
+    def act(frames: np.ndarray) -> np.ndarray:
+        red, green, blue = np.moveaxis(frames.astype(np.int64), -1, 0)
+        no_grass = green - np.maximum(red, blue) < 25
+        road = no_grass & ((blue > 60) | (red - green > 60))  # grey or a red kerb, no mud, nor what is beyond the field
+        sideways, bend = _road_ahead(road)
+        actions = np.zeros((len(frames), 1, spec.actions.dim), np.float32)
+        actions[:, 0, steer] = np.clip(1.5 * sideways, -1, 1)
+        actions[:, 0, gas] = np.clip(0.8 - 0.8 * bend, 0.08, 0.8)
+        actions[:, 0, brake] = 0.1
+        return actions
+
+    return act
+
+
+_BONNET, _CAR_COLUMN = 49, 31.5  # where the car of CarRacing is seen
+_AHEAD, _NEAR = 40, 16  # rows that are looked at for the bend, and for where to steer
+
+
+def _road_ahead(road: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The road followed upwards from the bonnet, row by row: bool (N, 64, 64) -> float (N,), how many columns to the
+    right it goes for each row up, and how much it bends, from 0 to 1."""
+    count, columns = len(road), np.arange(64)
+    middle, followed, near = np.full(count, _CAR_COLUMN), np.ones(count, bool), np.full(count, _CAR_COLUMN)
+    reach = np.zeros(count, int)
+    for row in range(_BONNET, _BONNET - _AHEAD, -1):
+        strip = road[:, row]
+        distance = np.where(strip, np.abs(columns - middle[:, None]), np.inf)
+        followed &= distance.min(1) < 6
+        gaps = np.cumsum(~strip, 1)  # the same along a stretch of road
+        stretch = strip & (gaps == np.take_along_axis(gaps, distance.argmin(1)[:, None], 1))
+        middle = np.where(followed, (stretch * columns).sum(1) / np.maximum(stretch.sum(1), 1), middle)
+        reach += followed
+        near = np.where(reach <= _NEAR, middle, near)
+    sideways = (near - _CAR_COLUMN) / np.clip(reach, 4, _NEAR)
+    bend = np.where(reach < _AHEAD, 1 - reach / (2 * _AHEAD), np.abs(middle - _CAR_COLUMN) / _AHEAD)
+    elsewhere = road.copy()
+    elsewhere[:, _BONNET - 1 :, 28:36] = False  # the car
+    size, total = elsewhere.sum((1, 2)), (elsewhere * columns).sum((1, 2))
+    there = np.where(size > 8, (total / np.maximum(size, 1) - _CAR_COLUMN) / _NEAR, 0.3)
+    beside = reach < 3
+    return np.where(beside, there, sideways), np.where(beside, 1.0, np.minimum(bend, 1.0))
+
+
+SCRIPTS: dict[str, Callable[[WorldSpec], Script]] = {"pong_paddles": pong_paddles, "racing_road": racing_road}

@@ -52,11 +52,15 @@ class ContinuousActions(_Strict):
     meanings: tuple[str, ...] = Field(min_length=1)
     low: tuple[float, ...]
     high: tuple[float, ...]
+    sticky_rest: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()  # share of a random player's draws that leave
+    # each value at rest, which is the one nearest to 0; empty: none
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> "ContinuousActions":
         if not len(self.meanings) == len(self.low) == len(self.high):
             raise ValueError(f"{len(self.meanings)} meanings, {len(self.low)} low and {len(self.high)} high bounds")
+        if len(self.sticky_rest) not in (0, self.dim):
+            raise ValueError(f"{self.dim} values need as many of sticky_rest or none, got {len(self.sticky_rest)}")
         if any(low >= high for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError("every low bound must be below its high bound")
         return self
@@ -81,7 +85,8 @@ class RealSource(_Strict):
 class WorldSpec(_Strict):
     """Everything about a world but its weights.
 
-    `reward_values` are the values the game gives (the reward head is categorical over them);
+    `reward_values` are the values the game gives (the reward head is categorical over them); where the game gives more,
+    each is taken for the nearest of these, and the one nearest to 0 counts as no event.
     `termination_threshold` turns the model's end probability into a decision, set on validation levels.
     """
 
@@ -96,7 +101,7 @@ class WorldSpec(_Strict):
     real: RealSource
     termination_threshold: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=0.0, ge=0)  # default sampling temperature of the tokens; 0 takes the likeliest
-    script: Literal["pong_paddles"] | None = None  # a rule that plays by the picture, see `lwm_env.scripts`
+    script: Literal["pong_paddles", "racing_road"] | None = None  # a rule that plays by the picture: `lwm_env.scripts`
 
     def observation_space(self) -> spaces.Box:
         return spaces.Box(0, 255, (*self.frame_size, 3), np.uint8)

@@ -1,8 +1,15 @@
 """A batch of short stretches of real play: what every model is trained and evaluated on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+
+
+def nearest_rewards(rewards: np.ndarray, values: Sequence[float]) -> np.ndarray:
+    """Rewards of a game, each as the nearest of the values that its world tells apart; float32, the same shape."""
+    values = np.asarray(values, np.float32)
+    return values[np.abs(rewards[..., None] - values).argmin(-1)]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lwm_env.registration import sight
 from lwm_env.spec import ContinuousActions
 from lwm_env.tokenizer import to_pixels
 from lwm_training import metrics, tally
+from lwm_training.clips import nearest_rewards
 from lwm_training.event_metrics import Happenings, best_threshold
 from lwm_training.held_out import HeldOut, Progress
 from lwm_training.inverse_dynamics import InverseDynamics
@@ -113,7 +114,8 @@ def calibrate_threshold(
     parts, first = [], sampling.first_clip
     for chunk in held_out.chunks(CHUNK):
         chosen = Sampling(sampling.temperature, sampling.seed, first)
-        parts.append(_happenings(roll(model, *_inputs(chunk, chunk.truth), (), chosen, progress), chunk))
+        dream = roll(model, *_inputs(chunk, chunk.truth), (), chosen, progress)
+        parts.append(_happenings(dream, chunk, model.spec.reward_values))
         first += len(chunk)
     return best_threshold(_join_happenings(parts))
 
@@ -156,7 +158,7 @@ def _measure_chunk(
     return Measured(
         tallies=tallies,
         **_colours(chunk, dream, horizons),
-        happenings=_happenings(dream, chunk),
+        happenings=_happenings(dream, chunk, model.spec.reward_values),
         showcase=Showcase(real, torch.stack(shown, 1).numpy(), chunk.valid[:SHOWN]),
         descriptors=described,
         film=np.stack(film, 1) if film else None,
@@ -268,12 +270,12 @@ def _join_colours(parts: Sequence[dict[int, np.ndarray]]) -> dict[int, np.ndarra
     return {step: np.concatenate([part[step] for part in parts]) for step in parts[0]}
 
 
-def _happenings(dream: Dream, chunk: HeldOut) -> Happenings:
+def _happenings(dream: Dream, chunk: HeldOut, values: Sequence[float]) -> Happenings:
     after = slice(chunk.context - 1, None)
     return Happenings(
         end_probs=dream.end_probs[:, : chunk.truth].numpy(),
         rewards=dream.rewards[:, : chunk.truth].numpy(),
-        real_rewards=chunk.clips.rewards[:, after],
+        real_rewards=nearest_rewards(chunk.clips.rewards[:, after], values),
         real_ends=chunk.clips.terminations[:, after],
         valid=chunk.valid,
     )

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, missing_extra
 from lwm_env.scripts import Script, load_script
-from lwm_env.spec import DiscreteActions, WorldSpec
+from lwm_env.spec import ContinuousActions, DiscreteActions, WorldSpec
 
 _FORMS = (
     '"random", "sticky:0.15", "sticky:0.15:1,2,4", "script:0.15", "sb3:path.zip", "sb3:dqn:path.zip", '
@@ -42,6 +42,7 @@ class Players:
     num_players: int = 1
     seed: int | Sequence[int] = 0
     weights: Sequence[float] = ()  # how often a sticky player picks each discrete action; empty: uniform
+    rest: Sequence[float] = ()  # how often it leaves each value of a continuous action at rest; empty: never
     script: Script | None = None  # of the world, if it has one
 
     @classmethod
@@ -53,6 +54,7 @@ class Players:
             num_players=len(spec.players),
             seed=seed,
             weights=spec.actions.sticky_weights if isinstance(spec.actions, DiscreteActions) else (),
+            rest=spec.actions.sticky_rest if isinstance(spec.actions, ContinuousActions) else (),
             script=load_script(spec) if spec.script else None,
         )
 
@@ -113,6 +115,7 @@ class Sticky:
                 raise InvalidInput(f"Weights must be {count} numbers, not all 0, got {weights.tolist()}.")
             self._weights = weights / weights.sum()
         self._actions = self._draw()
+        self._resting = self._draw_resting() if len(players.rest) else None  # bool (N, P, A)
 
     def act(self, observations: np.ndarray, restarted: np.ndarray) -> np.ndarray:
         change = self._random.random((self._players.num_envs, self._players.num_players)) < self._probability
@@ -124,13 +127,19 @@ class Sticky:
             held = np.clip(held + self._random.normal(0, _STEP, held.shape) * (high - low), low, high)
         fresh = self._draw()
         self._actions = np.where(change, fresh, held).astype(fresh.dtype)
-        return self._actions.copy()
+        if self._resting is None:
+            return self._actions.copy()
+        self._resting = np.where(change, self._draw_resting(), self._resting)
+        return np.where(self._resting, np.clip(0, low, high), self._actions).astype(fresh.dtype)
 
     def _draw(self) -> np.ndarray:
         space, shape = self._players.action_space, (self._players.num_envs, self._players.num_players)
         if space.shape:
             return self._random.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
         return self._random.choice(int(space.n), size=shape, p=self._weights).astype(np.int64)
+
+    def _draw_resting(self) -> np.ndarray:
+        return self._random.random(self._actions.shape) < np.asarray(self._players.rest)
 
 
 class Scripted:
@@ -151,7 +160,8 @@ class Scripted:
         change = self._random.random(self._shape) < self._probability
         follows = self._random.random(self._shape) < self._skill
         self._following = np.where(change, follows, self._following)
-        return np.where(self._following, self._script(observations), self._held.act(observations, restarted))
+        scripted, held = self._script(observations), self._held.act(observations, restarted)
+        return np.where(self._following.reshape(*self._shape, *[1] * (held.ndim - 2)), scripted, held)
 
     def _draw_skill(self) -> np.ndarray:
         return self._random.choice(_SKILLS, self._shape)

@@ -84,9 +84,8 @@ def curves_of(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
 
 
 def events_of(happenings: Happenings, threshold: float) -> tuple[Counts, Counts]:
-    """Ends and rewards that were found, false and missed; the commonest reward is none."""
-    values, counts = np.unique(happenings.real_rewards[happenings.valid], return_counts=True)
-    neutral = 0.0 if 0 in values or not len(values) else float(values[counts.argmax()])
+    """Ends and rewards that were found, false and missed; the reward nearest to 0 is none."""
+    neutral = float(min(np.unique(happenings.real_rewards[happenings.valid]), key=abs, default=0.0))
     return count_ends(happenings, threshold), count_rewards(happenings, threshold, neutral)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,9 +50,11 @@ class EnvPoolBackend:
         if self._image is None and not self._rendered:
             raise ConfigMismatch(f"{env_id} observes {spec.observation_space}, no image; use the view 'render'.")
         self._native_actions = spec.action_space
+        self._doom = "vzd_path" in spec.config._fields
         self.codec = ActionCodec(spec.action_space)
         self.facts = {"library": f"envpool {self._envpool.__version__}", "options": self._options}
         self._pool: Any = None
+        self._litter: tempfile.TemporaryDirectory | None = None  # ViZDoom writes into the folder it was started in
         self._seeds = np.zeros(num_envs, np.int64)
 
     def restart(self, rows: np.ndarray, seeds: np.ndarray | None) -> np.ndarray:
@@ -86,6 +89,9 @@ class EnvPoolBackend:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        if self._litter is not None:
+            self._litter.cleanup()
+            self._litter = None
 
     def _order(self, rows: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """Threads may answer in another order than asked; also notes the level that each copy is in."""
@@ -118,15 +124,20 @@ class EnvPoolBackend:
 
     def _make(self, seeds: np.ndarray) -> Any:
         view = {"render_mode": "rgb_array"} if self._rendered else {}
-        return self._envpool.make(
-            self._id,
-            env_type="gymnasium",
-            num_envs=self._num_envs,
-            num_threads=min(self._config.num_threads, self._num_envs),
-            env_seed=seeds.tolist(),
-            **view,
-            **self._options,
-        )
+        where: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self._doom:
+            self._litter = tempfile.TemporaryDirectory(prefix="lwm-doom-", ignore_cleanup_errors=True)
+            where = contextlib.chdir(self._litter.name)
+        with where:
+            return self._envpool.make(
+                self._id,
+                env_type="gymnasium",
+                num_envs=self._num_envs,
+                num_threads=min(self._config.num_threads, self._num_envs),
+                env_seed=seeds.tolist(),
+                **view,
+                **self._options,
+            )
 
 
 def _defaults(config: Any, options: dict[str, Any], ours: SourceConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from lwm_env.errors import ConfigMismatch, UnknownWorld
 from lwm_env.spec import ContinuousActions, WorldSpec
 from lwm_training.source import Backend, Source, SourceConfig
+from lwm_training.source_paced import paced
 
 LIBRARIES = ("envpool", "gymnasium", "pettingzoo")
 
@@ -28,7 +29,7 @@ def open_source(
             in EnvPool, then in Gymnasium.
         num_envs: how many copies.
         seed: copy i starts from seed + i.
-        options: keyword arguments of the game itself, such as `start_level` or `frame_skip`.
+        options: keyword arguments of the game itself, such as `start_level` or `frame_skip`, and those of `Pace`.
         config: frame size, time limit, threads, view; by default as the game has them.
 
     Raises:
@@ -38,7 +39,8 @@ def open_source(
     """
     library, game = resolve(source)
     config, options = config or SourceConfig(), dict(options or {})
-    return Source(f"{library}:{game}", _backend(library, game, num_envs, options, config), num_envs, seed, config)
+    backend = paced(partial(_backend, library, game, num_envs), options, config)
+    return Source(f"{library}:{game}", backend, num_envs, seed, config)
 
 
 def open_spec_source(spec: WorldSpec, num_envs: int, seed: int, split: str, num_threads: int = 1) -> Source:

@@ -15,7 +15,7 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.registration import sight
 from lwm_env.spec import WorldSpec
 from lwm_env.tokenizer import to_pixels
-from lwm_training.clips import Clips
+from lwm_training.clips import Clips, nearest_rewards
 from lwm_training.policies import Players, parse_policy
 from lwm_training.recipe import Data
 from lwm_training.sources import open_spec_source
@@ -47,6 +47,9 @@ class Shard:
         self.observations, self.actions, self.rewards, self.terminations = (
             np.stack(parts, 1) for parts in (observations, actions, rewards, terminations)
         )
+        values = spec.reward_values
+        rewarded = nearest_rewards(self.rewards, values) != np.float32(min(values, key=abs))
+        self.eventful = rewarded.any(-1) | self.terminations  # bool (N, T)
         episode = np.stack(restarts, 1).cumsum(1)
         self.episode = np.concatenate([np.zeros((data.num_envs, 1), int), episode], 1)  # of every frame
 
@@ -81,7 +84,7 @@ class Shard:
             )
         chosen = rng.integers(len(rows), size=batch)
         if event_share:
-            before = np.cumsum(np.pad((self.rewards != 0).any(-1) | self.terminations, ((0, 0), (1, 0))), 1)
+            before = np.cumsum(np.pad(self.eventful, ((0, 0), (1, 0))), 1)
             eventful = np.flatnonzero(before[rows, columns + length] > before[rows, columns + min_steps])
             drawn = rng.random(batch) < event_share
             if len(eventful):

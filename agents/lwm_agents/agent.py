@@ -1,6 +1,7 @@
 """A trained policy on disk: a folder of `policy.safetensors` and `agent.json`, written in one move. No pickle."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from lwm_env.worlds.storage import previous_folder, replace_folder
 
 FORMAT = 1
 POLICY, FACTS = "policy.safetensors", "agent.json"
+ROLLOUT = 64  # steps of each env between two updates
 MIN_CNN_SIDE = 36  # pixels, of SB3's NatureCNN
 
 
 def make_ppo(envs: Any, seed: int = 0, device: str = "auto", folder: Path | None = None, **settings: Any) -> PPO:
     """PPO with settings for small frames; `settings` go to SB3's PPO, `folder` is TensorBoard's."""
     policy = "CnnPolicy" if min(sorted(envs.observation_space.shape)[1:]) >= MIN_CNN_SIDE else "MlpPolicy"
-    batch = 128 if envs.num_envs % 2 else 256  # divides every rollout
-    # In real CoinRun policies stood still after 40,000 steps with 0.01 and 0.99, after 60,000 with these in 1 run of 2.
-    defaults = {"n_steps": 128, "batch_size": batch, "n_epochs": 3, "learning_rate": 3e-4}
-    defaults |= {"ent_coef": 0.03, "gamma": 0.999}
+    # In real CoinRun, with 64 envs, the return rises from the first 20,000 steps on; with 16 envs, rollouts of 128,
+    # 3e-4 and an entropy of 0.03, one run of two stood still after 60,000.
+    batch = math.gcd(envs.num_envs * ROLLOUT, 512)  # divides every rollout
+    defaults = {"n_steps": ROLLOUT, "batch_size": batch, "n_epochs": 3, "learning_rate": 5e-4}
+    defaults |= {"ent_coef": 0.01, "gamma": 0.999}
     board = None if folder is None else str(folder)
     return PPO(policy, envs, seed=seed, device=device, tensorboard_log=board, **{**defaults, **settings})
 

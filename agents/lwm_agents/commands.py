@@ -24,7 +24,7 @@ agent.add_command(report)
 @click.argument("world")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run [runs/agent-WORLD].")
 @click.option("--steps", "num_steps", type=click.IntRange(1), default=200_000, show_default=True, help="Of all envs.")
-@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=16, show_default=True)
+@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--horizon", type=click.IntRange(1), help="Steps until a dream is cut; the world's time limit by default."

@@ -19,7 +19,7 @@ from lwm_agents import command_parts
 @click.option(
     "--steps", "num_steps", type=click.IntRange(1), default=200_000, show_default=True, help="Of each policy."
 )
-@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=16, show_default=True)
+@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first one.")
 @click.option("--horizon", type=click.IntRange(1), help="Steps until a dream is cut; the world's limit by default.")
 @click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")

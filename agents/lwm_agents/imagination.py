@@ -28,7 +28,7 @@ class ImaginationConfig:
     """How a policy learns in a dream. Start states come from the world's prompt bank."""
 
     num_steps: int = 200_000  # of all envs together
-    num_envs: int = 16
+    num_envs: int = 64
     seed: int = 0
     horizon: int | None = None  # steps until a dream is cut (its rest is the critic's guess); None: the world's limit
     surprise_penalty: float = 0.0  # reward lost per nat of the model's uncertainty, against exploiting its errors

@@ -120,7 +120,13 @@ def test_a_thousand_frames_leave_no_objects_behind(tiny_spec, tiny_world, monkey
                     before = tracemalloc.get_traced_memory()[0]
                 row = Row(number, 0, np.full(1, number), np.zeros(1), 0.0, np.zeros((16, 16, 3), np.uint8))
                 engine.tables[tiny_spec.id].write(0, row)
-                facts = {"event": "frames", "world": tiny_spec.id, "frames": [[0, room.id]], "step_ms": 1.0}
+                facts = {
+                    "event": "frames",
+                    "world": tiny_spec.id,
+                    "frames": [[0, room.id]],
+                    "step_ms": 1.0,
+                    "late": 0.0,
+                }
                 lobby.hosting._on_event(0, Message(facts))
                 snapshot = {"event": "snapshot", "room": room.id, "frame_id": number}
                 lobby.hosting._on_event(0, Message(snapshot, bytes(1000)))

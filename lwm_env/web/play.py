@@ -118,14 +118,18 @@ def _open_room(url: str, world: str, picture: bytes, show: Callable[[str], None]
 @click.option(
     "--engines", type=click.IntRange(1, 64), help="Processes to share the rooms among; instead of the file's."
 )
+@click.option("--threads", type=click.IntRange(min=1), help="That each engine computes with; instead of the file's.")
 @click.option("--log-json", is_flag=True, help="Logs as one JSON object a line.")
 @click.pass_context
-def serve(ctx: click.Context, config: Path, check: bool, engines: int | None, log_json: bool) -> None:
+def serve(
+    ctx: click.Context, config: Path, check: bool, engines: int | None, threads: int | None, log_json: bool
+) -> None:
     """Serve worlds to other machines as the TOML file CONFIG says (docs/play.md)."""
     from lwm_env.web.server import Server, find_worlds
     from lwm_env.web.settings import read_settings
 
-    settings = read_settings(config, **({} if engines is None else {"engines": engines}))
+    given = {"engines": engines, "threads": threads}
+    settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
     if check:
         click.echo(f"{config}: {', '.join(find_worlds(settings))} on {settings.host}:{settings.port}")
         return

@@ -27,6 +27,7 @@ class Timers:
             await asyncio.sleep(TIDY_SECONDS)
             for room in list(self.hosting.rooms.values()):
                 self.tidy(room)
+            self.hosting.frame_cost.settle()
             self.count()
 
     def tidy(self, room: Room) -> None:

@@ -1,0 +1,129 @@
+"""Whose turn it is, and what it costs, on a clock of the test."""
+
+from itertools import pairwise
+
+import pytest
+
+from lwm_env.web import cores
+from lwm_env.web.costs import BatchCosts
+from lwm_env.web.turns import FORGIVEN, Turns
+
+PERIOD = 1 / 15
+
+
+def simulate(turns, step_seconds, seconds, now=0.0, lateness=None):
+    """When each slot is stepped: lists of (time at which its step begins, time at which it ends)."""
+    steps, until = {}, now + seconds
+    while now < until:
+        slots, late = turns.take(now)
+        if lateness is not None:
+            lateness.append(late)
+        if not slots:
+            now = max(turns.next_due, now + 1e-6)
+            continue
+        begin, now = now, now + step_seconds(len(slots))
+        for slot in slots:
+            steps.setdefault(slot, []).append((begin, now))
+    return steps
+
+
+def crowd(num_rooms, size, **options):
+    turns = Turns(PERIOD, size, **options)
+    for slot in range(num_rooms):
+        turns.add(slot, now=0.001 * slot)
+    return turns
+
+
+def intervals(steps):
+    return [after[0] - before[0] for before, after in pairwise(steps)]
+
+
+def test_sixteen_rooms_are_two_batches_of_eight_at_an_even_pace():
+    sizes = []
+    steps = simulate(crowd(16, 8), lambda n: sizes.append(n) or 0.017, 4.0)
+
+    later = {slot: [step for step in steps[slot] if step[0] > 1.0] for slot in range(16)}
+    assert set(sizes[-40:]) == {8}
+    for taken in later.values():
+        assert intervals(taken) == pytest.approx([PERIOD] * (len(taken) - 1), abs=1e-3)
+
+
+def test_an_action_waits_for_the_batch_of_its_room_alone():
+    """An action that just missed its step waits for a period and the time of its batch."""
+
+    def worst(size, seconds):
+        steps = simulate(crowd(16, size), seconds, 4.0)
+        return max(
+            after[1] - before[0] for taken in steps.values() for before, after in pairwise(taken) if before[0] > 1.0
+        )
+
+    assert worst(16, lambda n: 0.034) == pytest.approx(PERIOD + 0.034, abs=2e-3)
+    assert worst(8, lambda n: 0.017) == pytest.approx(PERIOD + 0.017, abs=2e-3)
+
+
+def test_with_too_much_to_do_all_slow_down_alike_and_nobody_is_far_behind():
+    lateness = []
+    steps = simulate(crowd(24, 2), lambda n: 0.025, 12.0, lateness=lateness)  # 12 batches take 300 ms of 67
+
+    counts = [len(taken) for taken in steps.values()]
+    assert max(counts) - min(counts) <= 2 and min(counts) > 36
+    assert max(lateness) < 0.3 + FORGIVEN * PERIOD  # a round, and no more than is forgiven
+
+
+def test_after_a_pause_of_the_machine_nothing_is_made_up_for():
+    turns = crowd(4, 8)
+    simulate(turns, lambda n: 0.005, 1.0)
+    steps = simulate(turns, lambda n: 0.005, 1.0, now=3.0)
+
+    assert all(len(taken) <= 16 for taken in steps.values())
+
+
+def test_rooms_of_a_gpu_are_one_batch():
+    sizes = []
+    simulate(crowd(5, 256, spread=False), lambda n: sizes.append(n) or 0.002, 2.0)
+    assert set(sizes[1:]) == {5}  # the first one was alone for a moment
+
+
+def test_who_rests_is_not_stepped_and_who_comes_back_is_within_a_period():
+    turns = crowd(3, 8)
+    turns.remove(1)
+    turns.remove(1)
+    steps = simulate(turns, lambda n: 0.001, 1.0)
+    assert sorted(steps) == [0, 2] and 1 not in turns
+
+    turns.add(1, now=1.0)
+    steps = simulate(turns, lambda n: 0.001, 1.0, now=1.0)
+    assert steps[1][0][0] <= 1.0 + PERIOD
+
+
+def test_costs_are_read_between_what_was_measured_and_follow_what_is_seen():
+    costs = BatchCosts({1: 6.0, 4: 16.0, 8: 32.0}, size=8)
+    assert [costs.of(n) for n in (0, 1, 2, 4, 6, 8, 16)] == pytest.approx([0, 6, 6 + 10 / 3, 16, 24, 32, 64])
+    assert costs.per_period(16) == 64.0 and costs.per_period(12) == 2 * costs.of(6) and costs.per_period(0) == 0.0
+
+    for _ in range(400):
+        costs.observe(4, 24.0)
+    assert costs.of(4) == pytest.approx(24.0) and 32.0 < costs.of(8) <= 48.5  # slower for all
+    for _ in range(400):
+        costs.observe(3, 10.0)
+    assert costs.of(3) == pytest.approx(10.0, rel=0.01)
+    assert BatchCosts({}).of(4) == 0.0
+
+
+def test_lateness_is_an_average_and_forgotten_when_nobody_steps(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    costs = BatchCosts({1: 6.0})
+    for _ in range(300):
+        now[0] += 1 / 60
+        costs.observe_lateness(0.5)
+    assert 0.4 < costs.lateness < 0.5
+    now[0] += 60
+    assert costs.lateness < 1e-3
+
+
+def test_an_engine_has_a_thread_for_each_core_it_may_have(monkeypatch):
+    assert cores.physical_cores() >= 1 and cores.threads_of_engine(3, 2) == 3
+    for found, engines, expected in [(1, 1, 1), (2, 1, 2), (2, 2, 1), (4, 1, 3), (8, 2, 3), (2, 4, 1)]:
+        monkeypatch.setattr(cores, "physical_cores", lambda found=found: found)
+        assert cores.threads_of_engine(None, engines) == expected

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from lwm_env.web import cores
-from lwm_env.web.costs import BatchCosts
+from lwm_env.web.costs import FRAME_MS, BatchCosts, FrameCost
 from lwm_env.web.turns import FORGIVEN, Turns
 
 PERIOD = 1 / 15
@@ -120,6 +120,22 @@ def test_lateness_is_an_average_and_forgotten_when_nobody_steps(monkeypatch):
     assert 0.4 < costs.lateness < 0.5
     now[0] += 60
     assert costs.lateness < 1e-3
+
+
+def test_what_a_frame_costs_is_learned_from_frames_and_from_nothing_else(monkeypatch):
+    used = [0.0]
+    monkeypatch.setattr("time.process_time", lambda: used[0])
+    cost = FrameCost()
+    used[0] = 5.0  # requests, while nobody plays
+    cost.settle()
+    assert cost.milliseconds == FRAME_MS
+
+    for _ in range(200):
+        for _ in range(40):
+            cost.count()
+        used[0] += 0.016
+        cost.settle()
+    assert cost.milliseconds == pytest.approx(0.4, rel=0.01)
 
 
 def test_an_engine_has_a_thread_for_each_core_it_may_have(monkeypatch):

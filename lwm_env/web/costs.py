@@ -6,7 +6,7 @@ from collections.abc import Mapping
 SHARED, OWN = 0.02, 0.05  # how much one step changes what is believed: of every batch, and of one of its size
 FORGET_SECONDS = 4.0  # in which half of a lateness is forgotten
 FRAME_MS = 1.0  # of the web process for a frame to one player, until it is measured
-MEASURED_FRAMES = 30  # over which it is
+MEASURED_FRAMES = 10  # between two looks at the clock of this process
 
 
 class BatchCosts:
@@ -75,8 +75,8 @@ class FrameCost:
         self._frames += 1
 
     def settle(self) -> None:
-        """Learn from the frames since the last time; with few of them, nothing."""
+        """Learn from the frames since the last time; with few of them, when it did other things, nothing."""
         now = time.process_time()
         if self._frames >= MEASURED_FRAMES:
-            self.milliseconds += 0.1 * (1000 * (now - self._used) / self._frames - self.milliseconds)
-            self._frames, self._used = 0, now
+            self.milliseconds += OWN * (1000 * (now - self._used) / self._frames - self.milliseconds)
+        self._frames, self._used = 0, now

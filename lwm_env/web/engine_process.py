@@ -28,7 +28,8 @@ from lwm_env.web.turns import Turns
 
 SNAPSHOT_SECONDS = 1.0  # between two of a running room; what a crash costs at most, and the grain of rewinding
 WARM_UP_STEPS = 5  # of each size of a batch
-ROOMS_PER_THREAD = 4  # in a batch on a CPU: as many as ONNX Runtime computes in one call (onnx_world.rows_together)
+ROOMS_PER_THREAD = 4  # in a batch on a CPU: as many as ONNX Runtime computes in one call (onnx_world.rows_together),
+MIN_SLOTS = 8  # which it does in an engine of so many
 
 log = logging.getLogger("lwm.engine")
 
@@ -53,7 +54,7 @@ class EngineProcess:
         # A GPU steps all slots in one go and has a graph for every number of them; a CPU pays for each that moves.
         on_cpu = choose_device(options["device"]).type == "cpu"
         size = ROOMS_PER_THREAD * options["threads"] if on_cpu else BUCKETS[-1]
-        engine = open_bucket(bucket(min(size, world["num_slots"])) if on_cpu else 1)
+        engine = open_bucket(bucket(min(max(size, MIN_SLOTS), world["num_slots"])) if on_cpu else 1)
         table = SlotTable(engine.model.spec, world["num_slots"], world["table"])
         return Hosted(engine, table, Turns(1 / world["fps"], min(size, BUCKETS[-1]), spread=on_cpu), open_bucket)
 

@@ -67,6 +67,8 @@ def loadtest(
             facts["server"] = chosen
             url = stack.enter_context(started_server({"worlds": worlds, **chosen}))
             world = None
+        else:
+            wait_until_ready(url)
         api = Api(url, access_token)
         report = {**asyncio.run(measure(api, world, clients, min(stalled, clients), seconds, churn)), **facts}
     if out is not None:

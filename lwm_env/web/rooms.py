@@ -156,7 +156,7 @@ class Room:
         self.frame: Frame | None = None
         self.frame_id = 0  # of the last frame shown
         self.snapshots = Ring(num_snapshots)  # frame ids and states
-        self.recording = Ring(round(num_snapshots * world.fps))  # frame ids and JPEGs
+        self.recording = Ring(max(1, round(num_snapshots * world.fps)))  # frame ids and JPEGs
         self.used_at = time.monotonic()  # by a player, or by the API
         self.lock = asyncio.Lock()  # of whatever changes the engine's slot
 

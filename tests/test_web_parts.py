@@ -23,6 +23,7 @@ from lwm_env.web.metrics import Metrics
 from lwm_env.web.pipe import Message
 from lwm_env.web.rooms import Forbidden, Occupied, Room, SeatState
 from lwm_env.web.settings import make_settings
+from lwm_env.web.shedding import Shedding
 from lwm_env.web.supervisor import PlayedWorld, Supervisor
 
 JSON = st.recursive(
@@ -177,3 +178,47 @@ def test_an_engine_that_is_too_busy_to_answer_but_sends_frames_is_not_replaced(w
 
     kept, told, seconds = asyncio.run(watch())
     assert kept and told == 40 and seconds > 0.2
+
+
+def test_the_newest_room_waits_when_steps_have_been_late_for_long(world, monkeypatch):
+    class Guest:
+        seat = None
+
+        def close(self, code, reason):
+            closed.append((self, code))
+
+    now, closed, asleep = [1000.0], [], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    hosting = Hosting({world.spec.id: world}, make_settings(shed_seconds=10.0), Metrics())
+    (engine,) = hosting.engines
+    engine.costs[world.spec.id] = BatchCosts({1: 1.0})
+    engine.ready = True
+    guests = [Guest() for _ in range(3)]
+    for slot, guest in enumerate(guests):
+        room = Room(world, seed=slot)
+        room.slot = slot
+        room.viewers.add(guest)
+        hosting.rooms[room.id] = room
+
+    def sleep(room):
+        room.slot = None
+        asleep.append(room.seed)
+
+    shedding = Shedding(hosting, sleep)
+
+    def look(seconds, late):
+        for _ in range(4 * seconds):
+            now[0] += 0.25
+            for _ in range(10):
+                engine.costs[world.spec.id].observe_lateness(late)
+            shedding.look()
+
+    look(30, late=0.2)
+    assert not asleep
+    look(14, late=1.0)
+    assert asleep == [2] and closed == [(guests[2], protocol.TRY_AGAIN_LATER)]
+    look(5, late=0.0)
+    look(8, late=1.0)
+    assert asleep == [2]  # it was in time again meanwhile
+    look(60, late=1.0)
+    assert asleep == [2, 1]  # the last one stays

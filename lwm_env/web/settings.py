@@ -38,6 +38,7 @@ class Settings(BaseModel):
 
     max_rooms: Annotated[int, Field(ge=1, le=256)] = 64  # of a world in an engine, stepped or paused
     max_load: Annotated[float, Field(gt=0)] = 0.85  # share of the engine's, or the machine's, time that rooms may take
+    shed_seconds: Seconds | None = None  # of late steps, after which the newest room has to wait; None: all slow down
     max_viewers: Count = 256
     requests_per_minute: Count = 6000  # of one address
     rooms_per_minute: Count = 60  # that one address may create

@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import threading
 from collections import Counter
 from itertools import pairwise
@@ -150,9 +151,25 @@ def test_what_a_frame_costs_is_learned_from_frames_and_from_nothing_else(monkeyp
 
 def test_an_engine_has_a_thread_for_each_core_it_may_have(monkeypatch):
     assert cores.physical_cores() >= 1 and cores.threads_of_engine(3, 2) == 3
-    for found, engines, expected in [(1, 1, 1), (2, 1, 2), (2, 2, 1), (4, 1, 3), (8, 2, 3), (2, 4, 1)]:
+    for found, engines, expected in [(1, 1, 1), (2, 1, 2), (2, 2, 1), (4, 1, 3), (8, 2, 3), (2, 4, 1), (64, 1, 8)]:
         monkeypatch.setattr(cores, "physical_cores", lambda found=found: found)
         assert cores.threads_of_engine(None, engines) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="reads what Linux tells")
+def test_cores_are_counted_as_the_system_tells(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4, 5})
+    assert cores.physical_cores(tmp_path) == 6
+    for number in range(6):
+        folder = tmp_path / f"devices/system/cpu/cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{number % 3},{number % 3 + 3}\n")
+    assert cores.physical_cores(tmp_path) == 3
+    limit = tmp_path / "fs/cgroup/cpu.max"
+    limit.parent.mkdir(parents=True)
+    for told, expected in [("max 100000\n", 3), ("200000 100000\n", 2), ("50000 100000\n", 1), ("", 3)]:
+        limit.write_text(told)
+        assert cores.physical_cores(tmp_path) == expected
 
 
 def test_the_engine_steps_few_rooms_at_once_and_all_alike(tiny_spec, tiny_world):

@@ -40,7 +40,7 @@ def measure(
     fps: float | None,
     max_load: float,
 ) -> Report:
-    """What a room of a world costs on a device; on a CPU with one thread, as an engine of the server has.
+    """What a room of a world costs on a device; on a CPU with one thread, so of one core.
 
     Args:
         open_engine: an engine of so many slots.

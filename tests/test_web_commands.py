@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import time
 
 import numpy as np
@@ -11,11 +12,13 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra web is not installed")
 
-from lwm_env import cli
+from lwm_env import cli, worlds
 from lwm_env.web import load_report, loadtest
 from lwm_env.web.client import ServerError
 from lwm_env.web.load_report import Tally
-from lwm_env.web.play import _last_picture, _open_room
+from lwm_env.web.play import _last_picture, _open_room, _worlds_here
+from lwm_env.web.server import find_worlds
+from lwm_env.web.settings import make_settings
 
 
 def test_the_window_plays(tiny_world, monkeypatch):
@@ -53,6 +56,22 @@ def test_play_from_what_is_no_picture_is_told_before_the_server_starts(tiny_worl
 
     assert cli.main(["play", str(tiny_world), "--from", str(tmp_path / "text.png"), "--port", "0"]) == 1
     assert "text.png cannot be read" in capsys.readouterr().err
+
+
+def test_play_without_a_name_offers_what_is_shipped_and_installed_but_nothing_damaged(
+    tiny_world, duel_world, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("LWM_HOME", str(tmp_path))
+    for world in (tiny_world, duel_world):
+        shutil.copytree(world, tmp_path / "worlds" / world.name)
+    weights = tmp_path / "worlds" / "duel" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+
+    offered = _worlds_here()
+
+    assert offered == (*map(str, worlds.shipped().values()), str(tmp_path / "worlds" / "tiny"))
+    assert "LWM-Duel-v0 is left out" in capsys.readouterr().err
+    assert list(find_worlds(make_settings(worlds=offered))) == [*worlds.shipped(), "LWM-Tiny-v0"]
 
 
 def test_the_load_test_prints_its_table_and_writes_its_report(play_server, tmp_path, capsys):

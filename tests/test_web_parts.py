@@ -1,5 +1,6 @@
 """Parts of the server that need no server: messages of any kind, pictures of any kind, admission, rooms on disk."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -15,12 +16,15 @@ from pydantic import BaseModel
 pytest.importorskip("fastapi", reason="the extra web is not installed")
 
 from lwm_env.errors import InvalidInput
-from lwm_env.web import pictures, protocol, room_files
+from lwm_env.web import pictures, protocol, room_files, supervisor
+from lwm_env.web.costs import BatchCosts
 from lwm_env.web.hosting import Busy, Hosting, shard_of
 from lwm_env.web.metrics import Metrics
+from lwm_env.web.pipe import Message
 from lwm_env.web.rooms import Forbidden, Occupied, Room, SeatState
 from lwm_env.web.settings import make_settings
-from lwm_env.web.supervisor import PlayedWorld
+from lwm_env.web.shedding import Shedding
+from lwm_env.web.supervisor import PlayedWorld, Supervisor
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -58,7 +62,7 @@ def world(tiny_spec, tiny_world):
 def test_rooms_are_let_in_up_to_the_load_that_is_allowed(world):
     hosting = Hosting({world.spec.id: world}, make_settings(max_load=0.85), Metrics())
     (engine,) = hosting.engines
-    engine.costs_ms[world.spec.id] = 20.0  # 0.3 of the engine's time at 15 steps a second
+    engine.costs[world.spec.id] = BatchCosts({1: 20.0})  # 0.3 of the engine's time at 15 steps a second
     rooms = [Room(world, seed=seed) for seed in range(3)]
     for slot, room in enumerate(rooms[:2]):
         hosting.check_load(room)
@@ -66,17 +70,41 @@ def test_rooms_are_let_in_up_to_the_load_that_is_allowed(world):
         hosting.rooms[room.id] = room
 
     assert hosting.load(engine) == pytest.approx(0.6)
-    with pytest.raises(Busy, match="60%"):
+    with pytest.raises(Busy, match="90% of the engine's"):
         hosting.check_load(rooms[2])
     rooms[0].used_at -= 10  # nobody is there any more
     hosting.check_load(rooms[2])
+
+
+def test_a_batch_of_four_that_costs_as_much_as_two_rooms_lets_more_in_until_it_is_slower(world):
+    hosting = Hosting({world.spec.id: world}, make_settings(max_load=0.85, threads=1), Metrics())
+    (engine,) = hosting.engines
+    engine.costs[world.spec.id] = BatchCosts({1: 10.0, 2: 20.0, 4: 20.0}, size=4)
+
+    def let_in():
+        hosting.rooms.clear()
+        with contextlib.suppress(Busy):
+            for slot in range(30):
+                room = Room(world, seed=slot)
+                hosting.check_load(room)
+                room.slot = slot
+                hosting.rooms[room.id] = room
+        return len(hosting.rooms)
+
+    assert let_in() == 8  # two batches of 20 ms in 56; one by one they would have been 5
+    for _ in range(300):
+        engine.costs[world.spec.id].observe(4, 40.0)  # the machine has become slower
+    assert let_in() == 4
+    engine.costs[world.spec.id].observe_lateness(20.0)  # steps begin late, whatever they cost
+    assert let_in() == 1
 
 
 def test_a_room_belongs_to_one_engine_for_ever_and_new_ones_go_where_there_is_time(world):
     assert [shard_of(room_id, 3) for room_id in ("a", "b", "c", "d")] == [1, 1, 2, 2]  # never to change
     hosting = Hosting({world.spec.id: world}, make_settings(engines=3), Metrics())
     for engine in hosting.engines:
-        engine.costs_ms[world.spec.id], engine.ready, engine._heard_at = 20.0, True, time.monotonic()
+        engine.costs[world.spec.id] = BatchCosts({1: 20.0})
+        engine.ready, engine._heard_at = True, time.monotonic()
     held = []
     for number in range(6):
         room = Room(world, seed=number)
@@ -126,3 +154,71 @@ def test_a_room_comes_back_from_disk_and_a_damaged_one_is_left_out(world, tmp_pa
     room_files.remove(tmp_path, room.id)
     room_files.remove(tmp_path, other.id)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_is_too_busy_to_answer_but_sends_frames_is_not_replaced(world, monkeypatch):
+    monkeypatch.setattr(supervisor, "HEARTBEAT_SECONDS", 0.1)
+
+    async def watch():
+        """How long the engine is kept while it sends frames and answers nothing, and how long once it is silent."""
+        told = []
+
+        async def ready():
+            pass
+
+        engine = Supervisor({world.spec.id: world}, make_settings(), told.append, ready)
+        engine._started.set()
+        watching = asyncio.create_task(engine._watch())
+        for _ in range(40):
+            engine._hear(Message({"event": "frames"}))
+            await asyncio.sleep(0.025)
+        kept, begin = not watching.done(), time.monotonic()
+        await asyncio.wait_for(watching, 60)
+        return kept, len(told), time.monotonic() - begin
+
+    kept, told, seconds = asyncio.run(watch())
+    assert kept and told == 40 and seconds > 0.2
+
+
+def test_the_newest_room_waits_when_steps_have_been_late_for_long(world, monkeypatch):
+    class Guest:
+        seat = None
+
+        def close(self, code, reason):
+            closed.append((self, code))
+
+    now, closed, asleep = [1000.0], [], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    hosting = Hosting({world.spec.id: world}, make_settings(shed_seconds=10.0), Metrics())
+    (engine,) = hosting.engines
+    engine.costs[world.spec.id] = BatchCosts({1: 1.0})
+    engine.ready = True
+    guests = [Guest() for _ in range(3)]
+    for slot, guest in enumerate(guests):
+        room = Room(world, seed=slot)
+        room.slot = slot
+        room.viewers.add(guest)
+        hosting.rooms[room.id] = room
+
+    def sleep(room):
+        room.slot = None
+        asleep.append(room.seed)
+
+    shedding = Shedding(hosting, sleep)
+
+    def look(seconds, late):
+        for _ in range(4 * seconds):
+            now[0] += 0.25
+            for _ in range(10):
+                engine.costs[world.spec.id].observe_lateness(late)
+            shedding.look()
+
+    look(30, late=0.2)
+    assert not asleep
+    look(14, late=1.0)
+    assert asleep == [2] and closed == [(guests[2], protocol.TRY_AGAIN_LATER)]
+    look(5, late=0.0)
+    look(8, late=1.0)
+    assert asleep == [2]  # it was in time again meanwhile
+    look(60, late=1.0)
+    assert asleep == [2, 1]  # the last one stays

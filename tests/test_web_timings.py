@@ -133,6 +133,18 @@ def test_three_times_too_many_are_refused_and_the_admitted_keep_95_percent(start
     assert report["rate_min"] >= 0.95 * world["fps"]
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two cores are promised to be enough, not one")
+def test_sixteen_rooms_of_a_shipped_world_show_an_action_in_100_ms(start_server):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    _, api = start_server(worlds=[next(iter(worlds.shipped()))], backend="onnx", fps=15, max_load=0.85)
+
+    report = asyncio.run(measure(api, None, 16, 0, SECONDS))
+
+    assert report["refused"] == 0
+    assert report["rate_min"] >= 0.95 * 15
+    assert report["action_to_frame_ms_p95"] < 100
+
+
 def test_eight_of_32_who_stall_cost_the_others_two_percent(start_server, tiny_world):
     _, api = start_server(worlds=[str(tiny_world)])
     without, with_them = (asyncio.run(measure(api, None, 32, stalled, SECONDS)) for stalled in (0, 8))

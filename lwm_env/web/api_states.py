@@ -70,7 +70,7 @@ def add(app: FastAPI, lobby: Lobby) -> None:
         seconds: Annotated[float, Query(gt=0, le=600)] = 60.0,
     ) -> Response:
         """The last minute, or less of it, as a video."""
-        jpegs = list(room.recording)[-max(1, round(seconds * room.world.fps)) :]
+        jpegs = [jpeg for _, jpeg in room.recording[-max(1, round(seconds * room.world.fps)) :]]
         if not jpegs:
             raise WrongOrder("nothing was played yet. Play first.")
         async with recorder:

@@ -17,16 +17,19 @@ import torch
 from lwm_env import familiar
 from lwm_env.engine import Engine
 from lwm_env.envs import facts, inputs
-from lwm_env.envs.loading import open_engine
+from lwm_env.envs.loading import choose_device, open_engine
 from lwm_env.errors import LwmError, WrongOrder
 from lwm_env.web import pipe
 from lwm_env.web.pipe import Message
 from lwm_env.web.protocol import FIRST, TERMINATED, TRUNCATED
 from lwm_env.web.slot_table import Row, SlotTable
-from lwm_env.web.tenants import Hosted, Tenant
+from lwm_env.web.tenants import BUCKETS, Hosted, Tenant, bucket
+from lwm_env.web.turns import Turns
 
 SNAPSHOT_SECONDS = 1.0  # between two of a running room; what a crash costs at most, and the grain of rewinding
-WARM_UP_STEPS = 5
+WARM_UP_STEPS = 5  # of each size of a batch
+ROOMS_PER_THREAD = 4  # in a batch on a CPU: as many as ONNX Runtime computes in one call (onnx_world.rows_together),
+MIN_SLOTS = 8  # which it does in an engine of so many
 
 log = logging.getLogger("lwm.engine")
 
@@ -48,28 +51,39 @@ class EngineProcess:
         def open_bucket(num_slots: int) -> Engine:
             return open_engine(world["folder"], num_slots, options["device"], None, modes)
 
-        engine = open_bucket(1)
-        spec = engine.model.spec
-        table = SlotTable(spec, world["num_slots"], world["table"])
-        return Hosted(engine, table, 1 / world["fps"], open_bucket)
+        # A GPU steps all slots in one go and has a graph for every number of them; a CPU pays for each that moves.
+        on_cpu = choose_device(options["device"]).type == "cpu"
+        size = ROOMS_PER_THREAD * options["threads"] if on_cpu else BUCKETS[-1]
+        engine = open_bucket(bucket(min(max(size, MIN_SLOTS), world["num_slots"])) if on_cpu else 1)
+        table = SlotTable(engine.model.spec, world["num_slots"], world["table"])
+        return Hosted(engine, table, Turns(1 / world["fps"], min(size, BUCKETS[-1]), spread=on_cpu), open_bucket)
 
-    def warm_up(self) -> dict[str, float]:
-        """Step every world a few times; milliseconds a step of each."""
+    def warm_up(self) -> dict[str, Any]:
+        """Step every world a few times; of each the rooms of a batch at most, and pairs of rooms and milliseconds."""
         costs = {}
         for world_id, hosted in self.worlds.items():
-            engine, spec = hosted.engine, hosted.engine.model.spec
-            blank = torch.zeros(1, 1, *spec.frame_size, 3, dtype=torch.uint8)
-            engine.reset(np.ones(1, bool), [0], inputs.check_prompts({"frames": blank}, spec, 1))
-            seconds = []
-            for _ in range(WARM_UP_STEPS):
-                begin = time.perf_counter()
-                engine.step(self._actions(hosted, [0])[0])
-                seconds.append(time.perf_counter() - begin)
-            familiar.least_psnr(engine.model)  # before somebody waits for it
-            costs[world_id] = 1000 * sorted(seconds)[WARM_UP_STEPS // 2]
+            most = hosted.engine.num_envs
+            sizes = sorted({size for size in BUCKETS if size < hosted.turns.size} | {hosted.turns.size})
+            measured = [[size, self._time(hosted, size)] for size in sizes if size <= most]
+            familiar.least_psnr(hosted.engine.model)  # before somebody waits for it
+            costs[world_id] = {"size": hosted.turns.size, "measured": measured}
         gc.collect()
         gc.freeze()
         return costs
+
+    def _time(self, hosted: Hosted, num_rooms: int) -> float:
+        """Milliseconds of a step of so many rooms, the median of a few."""
+        engine, slots, seconds = hosted.engine, list(range(num_rooms)), []
+        blank = torch.zeros(engine.num_envs, 1, *engine.model.spec.frame_size, 3, dtype=torch.uint8)
+        active = np.arange(engine.num_envs) < num_rooms
+        engine.reset(
+            active, [0] * engine.num_envs, inputs.check_prompts({"frames": blank}, engine.model.spec, engine.num_envs)
+        )
+        for _ in range(WARM_UP_STEPS):
+            begin = time.perf_counter()
+            engine.step(self._actions(hosted, slots)[0], active)
+            seconds.append(time.perf_counter() - begin)
+        return 1000 * sorted(seconds)[WARM_UP_STEPS // 2]
 
     def serve(self) -> None:
         """Until the other process is gone or says so."""
@@ -81,19 +95,16 @@ class EngineProcess:
                     return
                 self._answer(message)
                 wait = 0.0
-            now = time.monotonic()
-            for world_id, hosted in self.worlds.items():
-                slots = [slot for slot, tenant in hosted.tenants.items() if tenant.running]
-                if slots and now >= hosted.due:
-                    # A late tick is not made up for: the rate falls, the latency does not grow.
-                    hosted.due = max(hosted.due + hosted.period, now)
-                    self._step(b"", world_id, slots)
+            # One batch, then commands again: the heart beats however many rooms there are.
+            world_id = min(self.worlds, key=lambda name: self.worlds[name].turns.next_due)
+            turns = self.worlds[world_id].turns
+            slots, late = turns.take(time.monotonic())
+            if slots:
+                self._advance(world_id, slots, late / turns.period)
+                self._send_snapshots(world_id, slots)
 
     def _next_due(self) -> float:
-        return min(
-            (h.due for h in self.worlds.values() if any(t.running for t in h.tenants.values())),
-            default=time.monotonic() + 1.0,
-        )
+        return min(time.monotonic() + 1.0, *(hosted.turns.next_due for hosted in self.worlds.values()))
 
     def _answer(self, message: Message) -> None:
         command = {**message.facts}
@@ -144,7 +155,9 @@ class EngineProcess:
         tenant = Tenant(room, own if temperature is None else temperature, frame_id=frame_id - 1)
         before = hosted.tenants.get(slot)
         if before is not None and before.room == room:
-            tenant.running, tenant.frame_id = before.running, max(tenant.frame_id, before.frame_id)
+            tenant.frame_id = max(tenant.frame_id, before.frame_id)
+        else:
+            hosted.turns.remove(slot)
         hosted.tenants[slot] = tenant
         self._publish(hosted, slot, self._first_row(hosted, slot))
         self._announce(world, [slot], 0.0)
@@ -163,15 +176,18 @@ class EngineProcess:
 
     def _close(self, payload: bytes, world: str, slot: int) -> None:
         self.worlds[world].tenants.pop(slot, None)
+        self.worlds[world].turns.remove(slot)
 
     def _run(self, payload: bytes, world: str, slot: int, running: bool) -> None:
-        hosted = self.worlds[world]
-        if running and not any(tenant.running for tenant in hosted.tenants.values()):
-            hosted.due = time.monotonic()
-        self._tenant(world, slot).running = running
+        self._tenant(world, slot)
+        turns = self.worlds[world].turns
+        if running:
+            turns.add(slot, time.monotonic())
+        else:
+            turns.remove(slot)
 
     def _step(self, payload: bytes, world: str, slots: list[int]) -> None:
-        """One step of these rooms, due by the clock or by a command."""
+        """One step of these rooms, whoever's turn it is."""
         for slot in slots:
             self._tenant(world, slot)
         self._advance(world, slots)
@@ -200,9 +216,9 @@ class EngineProcess:
         everyone[slots] = actions
         return torch.from_numpy(everyone), seqs
 
-    def _advance(self, world: str, slots: list[int]) -> None:
-        """One step of these slots; those whose episode has ended begin their next one instead. As one batch for each
-        temperature among them."""
+    def _advance(self, world: str, slots: list[int], late: float = 0.0) -> None:
+        """One step of these slots, late by a share of the period; those whose episode has ended begin their next one
+        instead. As one batch for each temperature among them."""
         begin, hosted = time.perf_counter(), self.worlds[world]
         renewed = [slot for slot in slots if hosted.engine.ended[slot]]
         for slot in renewed:
@@ -214,7 +230,7 @@ class EngineProcess:
                 groups.setdefault(hosted.tenants[slot].temperature, []).append(slot)
         for temperature, group in groups.items():
             self._advance_group(hosted, group, temperature)
-        self._announce(world, slots, 1000 * (time.perf_counter() - begin))
+        self._announce(world, slots, 1000 * (time.perf_counter() - begin), late)
 
     def _advance_group(self, hosted: Hosted, slots: list[int], temperature: float) -> None:
         engine = hosted.engine
@@ -243,10 +259,10 @@ class EngineProcess:
         tenant.frame_id += 1
         hosted.table.write(slot, row._replace(frame_id=tenant.frame_id))
 
-    def _announce(self, world: str, slots: list[int], step_ms: float) -> None:
+    def _announce(self, world: str, slots: list[int], step_ms: float, late: float = 0.0) -> None:
         tenants = self.worlds[world].tenants
         frames = [[slot, tenants[slot].room] for slot in slots]
-        self._send({"event": "frames", "world": world, "frames": frames, "step_ms": step_ms})
+        self._send({"event": "frames", "world": world, "frames": frames, "step_ms": step_ms, "late": late})
 
     def _send_snapshots(self, world: str, slots: list[int]) -> None:
         hosted, now = self.worlds[world], time.monotonic()
@@ -270,7 +286,7 @@ def main(connection: Connection, worlds: list[dict[str, Any]], options: dict[str
     torch.set_num_threads(options["threads"])
     try:
         process = EngineProcess(connection, worlds, options)
-        pipe.send(connection, Message({"event": "ready", "costs_ms": process.warm_up()}))
+        pipe.send(connection, Message({"event": "ready", "costs": process.warm_up()}))
         process.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the web process is gone

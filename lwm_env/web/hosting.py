@@ -10,10 +10,13 @@ import hashlib
 import logging
 import secrets
 import time
+from collections import Counter
 from typing import Any, NoReturn
 
 from lwm_env.errors import LwmError
 from lwm_env.web import room_files
+from lwm_env.web.cores import physical_cores, threads_of_engine
+from lwm_env.web.costs import FrameCost
 from lwm_env.web.metrics import Metrics
 from lwm_env.web.pipe import Message
 from lwm_env.web.protocol import FIRST
@@ -42,6 +45,7 @@ class Hosting:
         self.rooms: dict[str, Room] = {}
         self.previews: dict[str, Room] = {}  # by world
         self.draining = False
+        self.frame_cost = FrameCost()
         self.engines: list[Supervisor] = []
         for index in range(settings.engines):
             handlers = [functools.partial(work, index) for work in (self._on_event, self._reopen_all)]
@@ -65,18 +69,30 @@ class Hosting:
 
     # -- who may come in ---------------------------------------------------------------------------------------------
 
-    def load(self, engine: Supervisor) -> float:
-        """The share of an engine's time that its rooms in which people are may be expected to take."""
+    def load(self, engine: Supervisor, more: Room | None = None) -> float:
+        """The share of an engine's time that its rooms in which people are, and one more, may be expected to take; and
+        how late their steps are, in periods: what no expectation foresaw."""
         rooms = [room for room in self.rooms.values() if self.is_busy(room) and self.engine(room) is engine]
-        return sum(self._cost(room) for room in rooms)
+        counts = Counter(room.world.spec.id for room in [*rooms, *([more] if more else [])])
+        share = sum(engine.costs[w].per_period(count) * engine.worlds[w].fps / 1000 for w, count in counts.items())
+        return share + max((engine.costs[world_id].lateness for world_id in counts), default=0.0)
+
+    def machine_load(self, more: Room | None = None) -> float:
+        """The share of a CPU's cores that all engines and this process may be expected to take, or of this process's
+        own core if that is more."""
+        busy = [room for room in self.rooms.values() if self.is_busy(room)] + ([more] if more else [])
+        own = sum(room.world.fps for room in busy) * self.frame_cost.milliseconds / 1000
+        if self.settings.device != "cpu":
+            return own
+        host = more and self.engine(more)
+        threads = threads_of_engine(self.settings.threads, self.settings.engines)
+        engines = sum(threads * self.load(engine, more if engine is host else None) for engine in self.engines)
+        return max(own, (own + engines) / physical_cores())
 
     def is_busy(self, room: Room) -> bool:
         """Whether the clock steps the room, or people were there a moment ago."""
         lately = time.monotonic() - room.used_at < self.settings.pause_seconds
         return room.slot is not None and room.clock == "realtime" and (bool(room.viewers) or lately)
-
-    def _cost(self, room: Room) -> float:
-        return self.engine(room).costs_ms[room.world.spec.id] * room.world.fps / 1000
 
     def holding(self, engine: Supervisor) -> list[Room]:
         """The rooms that hold a slot of an engine."""
@@ -98,9 +114,14 @@ class Hosting:
 
     def check_load(self, room: Room) -> None:
         """Raises Busy when people in this room too would slow the others down; a first room always may."""
-        load, allowed = self.load(self.engine(room)), self.settings.max_load
-        if room.clock == "realtime" and load > 0 and load + self._cost(room) > allowed:
-            self.refuse("load", f"the rooms here take {load:.0%} of the engine's time, {allowed:.0%} are allowed")
+        engine, allowed = self.engine(room), self.settings.max_load
+        if room.clock != "realtime" or not any(self.is_busy(other) for other in self.holding(engine)):
+            return
+        for whose, load in (("engine", self.load(engine, room)), ("machine", self.machine_load(room))):
+            if load > allowed:
+                self.refuse(
+                    "load", f"with one more room {load:.0%} of the {whose}'s time is taken, {allowed:.0%} may be"
+                )
 
     def refuse(self, reason: str, told: str) -> NoReturn:
         """Raises Busy, and counts it."""
@@ -219,15 +240,16 @@ class Hosting:
     def _on_event(self, index: int, message: Message) -> None:
         facts = message.facts
         if facts["event"] == "frames":
-            self._on_frames(self.engines[index], facts["world"], facts["frames"], facts["step_ms"])
+            costs = self.engines[index].costs[facts["world"]]
+            if facts["step_ms"]:
+                self.metrics.step.labels(facts["world"]).observe(facts["step_ms"] / 1000)
+                costs.observe(len(facts["frames"]), facts["step_ms"])
+                costs.observe_lateness(facts["late"])
+            self._on_frames(self.engines[index], facts["world"], facts["frames"])
         elif facts["event"] == "snapshot" and facts["room"] in self.rooms:
             self.rooms[facts["room"]].snapshots.append((facts["frame_id"], message.payload))
 
-    def _on_frames(self, engine: Supervisor, world_id: str, frames: list[list[Any]], step_ms: float) -> None:
-        if step_ms:
-            self.metrics.step.labels(world_id).observe(step_ms / 1000)
-            costs = engine.costs_ms
-            costs[world_id] += 0.02 * (step_ms / len(frames) - costs[world_id])
+    def _on_frames(self, engine: Supervisor, world_id: str, frames: list[list[Any]]) -> None:
         for slot, room_id in frames:
             room = self.rooms.get(room_id)
             row = engine.tables[world_id].read(slot)
@@ -235,6 +257,7 @@ class Hosting:
                 continue
             with self.metrics.encode.time():
                 room.show(row, row.flags)
+            self.frame_cost.count()
             self._after_frame(room)
 
     def _after_frame(self, room: Room) -> None:

@@ -43,7 +43,7 @@ SILENCE_SECONDS = 30.0  # without a frame, after which a client gives up
 @click.option("--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True)
 @click.option("--fps", type=click.FloatRange(1, 240), help="Steps per second of a server that is started here.")
 @click.option("--backend", type=click.Choice(["torch", "onnx"]), default="torch", show_default=True, help="Likewise.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Likewise.")
+@click.option("--threads", type=click.IntRange(min=1), help="Likewise; by default a core for each.")
 @click.option("--engines", type=click.IntRange(1, 64), default=1, show_default=True, help="Likewise.")
 @click.option("--max-load", type=click.FloatRange(min=0.01), default=0.85, show_default=True, help="Likewise.")
 @click.option("--churn", is_flag=True, help="Beside them, each second somebody makes a room, plays in it and leaves.")
@@ -67,6 +67,8 @@ def loadtest(
             facts["server"] = chosen
             url = stack.enter_context(started_server({"worlds": worlds, **chosen}))
             world = None
+        else:
+            wait_until_ready(url)
         api = Api(url, access_token)
         report = {**asyncio.run(measure(api, world, clients, min(stalled, clients), seconds, churn)), **facts}
     if out is not None:

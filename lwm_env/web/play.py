@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--from", "start", type=click.Path(path_type=Path), metavar="FILE", help="A picture or clip to begin at.")
 @click.pass_context
 def play(ctx: click.Context, world: str | None, **options: Any) -> None:
-    """Play WORLD (an id or a folder; all shipped ones without it) in the browser, in real time."""
+    """Play WORLD (an id or a folder; all shipped and installed ones without it) in the browser, in real time."""
     if options["window"] and options["headless"]:
         raise click.UsageError("--window and --headless exclude each other.")
     if options["headless"]:
@@ -56,6 +56,21 @@ def _one_world(world: str | None) -> str:
     return world or next(iter(worlds.shipped()))
 
 
+def _worlds_here() -> tuple[str, ...]:
+    """The shipped worlds, then those that this user installed; one whose files are damaged is told and left out."""
+    from lwm_env import worlds
+
+    shipped, found = worlds.shipped(), []
+    for world_id, folder in {**shipped, **worlds.installed(), **shipped}.items():
+        try:
+            worlds.verify(folder)
+        except LwmError as error:
+            click.echo(f"warning: {world_id} is left out: {error}", err=True)
+        else:
+            found.append(str(folder))
+    return tuple(found)
+
+
 def _serve_page(world: str | None, options: dict[str, Any]) -> int:
     from lwm_env.web.server import Server, find_worlds
     from lwm_env.web.settings import is_loopback, make_settings
@@ -65,7 +80,8 @@ def _serve_page(world: str | None, options: dict[str, Any]) -> int:
             f"lwm play is for this machine; --host {options['host']} needs `lwm serve`, see docs/play.md."
         )
     names = ("host", "port", "device", "backend", "fps")
-    settings = make_settings(worlds=(world,) if world else (), **{name: options[name] for name in names})
+    offered = (world,) if world else _worlds_here()
+    settings = make_settings(worlds=offered, **{name: options[name] for name in names})
     played = next(iter(find_worlds(settings).values()))
     fragment = f"#world={played.spec.id}" if world else ""
     picture = _last_picture(options["start"], played.spec) if options["start"] else None
@@ -118,14 +134,18 @@ def _open_room(url: str, world: str, picture: bytes, show: Callable[[str], None]
 @click.option(
     "--engines", type=click.IntRange(1, 64), help="Processes to share the rooms among; instead of the file's."
 )
+@click.option("--threads", type=click.IntRange(min=1), help="That each engine computes with; instead of the file's.")
 @click.option("--log-json", is_flag=True, help="Logs as one JSON object a line.")
 @click.pass_context
-def serve(ctx: click.Context, config: Path, check: bool, engines: int | None, log_json: bool) -> None:
+def serve(
+    ctx: click.Context, config: Path, check: bool, engines: int | None, threads: int | None, log_json: bool
+) -> None:
     """Serve worlds to other machines as the TOML file CONFIG says (docs/play.md)."""
     from lwm_env.web.server import Server, find_worlds
     from lwm_env.web.settings import read_settings
 
-    settings = read_settings(config, **({} if engines is None else {"engines": engines}))
+    given = {"engines": engines, "threads": threads}
+    settings = read_settings(config, **{name: value for name, value in given.items() if value is not None})
     if check:
         click.echo(f"{config}: {', '.join(find_worlds(settings))} on {settings.host}:{settings.port}")
         return

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +17,7 @@ from lwm_env.errors import InvalidInput, LwmError
 from lwm_env.opponents import Opponent
 from lwm_env.spec import DiscreteActions
 from lwm_env.web import pictures
+from lwm_env.web.ring import Ring
 from lwm_env.web.slot_table import Row
 from lwm_env.web.supervisor import PlayedWorld
 
@@ -155,8 +155,8 @@ class Room:
         self.slot: int | None = None
         self.frame: Frame | None = None
         self.frame_id = 0  # of the last frame shown
-        self.snapshots: deque[tuple[int, bytes]] = deque(maxlen=num_snapshots)  # frame id, state
-        self.recording: deque[bytes] = deque(maxlen=round(num_snapshots * world.fps))  # JPEGs
+        self.snapshots = Ring(num_snapshots)  # frame ids and states
+        self.recording = Ring(max(1, round(num_snapshots * world.fps)))  # frame ids and JPEGs
         self.used_at = time.monotonic()  # by a player, or by the API
         self.lock = asyncio.Lock()  # of whatever changes the engine's slot
 
@@ -229,7 +229,7 @@ class Room:
     def show(self, row: Row, flags: int) -> Frame:
         """Make a new frame the current one and hand it to all who watch."""
         self.frame, self.frame_id = Frame(row, flags), row.frame_id
-        self.recording.append(self.frame.jpeg)
+        self.recording.append((row.frame_id, self.frame.jpeg))
         for viewer in self.viewers:
             viewer.offer(self.frame)
         return self.frame

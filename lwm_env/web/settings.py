@@ -33,11 +33,12 @@ class Settings(BaseModel):
     device: str = "cpu"
     backend: Literal["torch", "onnx"] = "torch"
     engines: Annotated[int, Field(ge=1, le=64)] = 1  # processes that the rooms are shared among
-    threads: Count = 1  # of an engine
+    threads: Count | None = None  # of an engine; None: the machine's cores shared among the engines
     fps: Annotated[float, Field(gt=0, le=240)] | None = None  # steps per second; None: each world's own
 
     max_rooms: Annotated[int, Field(ge=1, le=256)] = 64  # of a world in an engine, stepped or paused
-    max_load: Annotated[float, Field(gt=0)] = 0.85  # share of an engine's time that rooms may be expected to take
+    max_load: Annotated[float, Field(gt=0)] = 0.85  # share of the engine's, or the machine's, time that rooms may take
+    shed_seconds: Seconds | None = None  # of late steps, after which the newest room has to wait; None: all slow down
     max_viewers: Count = 256
     requests_per_minute: Count = 6000  # of one address
     rooms_per_minute: Count = 60  # that one address may create

@@ -21,6 +21,8 @@ from typing import Any
 from lwm_env.errors import LwmError
 from lwm_env.spec import WorldSpec
 from lwm_env.web import pipe
+from lwm_env.web.cores import threads_of_engine
+from lwm_env.web.costs import BatchCosts
 from lwm_env.web.pipe import Message
 from lwm_env.web.settings import Settings
 from lwm_env.web.slot_table import SlotTable
@@ -69,7 +71,7 @@ class Supervisor:
         self.worlds, self.settings = worlds, settings
         self.ready = False
         self.restarts = 0
-        self.costs_ms = dict.fromkeys(worlds, 0.0)  # of one step of one room, as last seen
+        self.costs = {name: BatchCosts({}) for name in worlds}  # of steps, as lately seen
         self.failure: str | None = None  # why no engine can come up at all
         self.tables: dict[str, SlotTable] = {}
         self._on_event, self._on_ready = on_event, on_ready
@@ -165,7 +167,7 @@ class Supervisor:
         options = {
             "device": self.settings.device,
             "backend": self.settings.backend,
-            "threads": self.settings.threads,
+            "threads": threads_of_engine(self.settings.threads, self.settings.engines),
             "log_level": logging.getLogger().level or logging.WARNING,
         }
         self._started, self._lost, self._outbox = asyncio.Event(), asyncio.Event(), queue.SimpleQueue()
@@ -199,9 +201,11 @@ class Supervisor:
         misses = 0
         log.info("the engine is up, process %s", self.pid)
         while not self._lost.is_set() and misses < MAX_MISSES:
-            beat = asyncio.ensure_future(self._beat())
+            begin, beat = time.monotonic(), asyncio.ensure_future(self._beat())
             await _first_of(self._lost, seconds=HEARTBEAT_SECONDS)
-            misses = 0 if beat.done() and beat.result() else misses + 1
+            # An engine that is too busy to answer in time, and says something else, is alive.
+            alive = (beat.done() and beat.result()) or self._heard_at > begin
+            misses = 0 if alive else misses + 1
             beat.cancel()
         log.warning("the engine %s", "died" if self._lost.is_set() else f"missed {misses} heartbeats")
 
@@ -236,7 +240,9 @@ class Supervisor:
             if answer is not None and not answer.done():
                 answer.set_result(message)
         elif event == "ready":
-            self.costs_ms = message.facts["costs_ms"]
+            self.costs = {
+                name: BatchCosts(dict(told["measured"]), told["size"]) for name, told in message.facts["costs"].items()
+            }
             self._started.set()
         elif event == "failed":
             self.failure = message.facts["error"]

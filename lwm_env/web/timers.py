@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lwm_env.web.hosting import Hosting
 from lwm_env.web.rooms import Room, RoomState, SeatState
+from lwm_env.web.shedding import Shedding
 
 TIDY_SECONDS = 0.25
 PREVIEW_IDLE_SECONDS = 10.0
@@ -20,6 +21,7 @@ class Timers:
 
     def __init__(self, hosting: Hosting, close: Callable[[Room], None], sleep: Callable[[Room], None]) -> None:
         self.hosting, self._close, self._sleep = hosting, close, sleep
+        self._shedding = Shedding(hosting, sleep)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -27,6 +29,8 @@ class Timers:
             await asyncio.sleep(TIDY_SECONDS)
             for room in list(self.hosting.rooms.values()):
                 self.tidy(room)
+            self.hosting.frame_cost.settle()
+            self._shedding.look()
             self.count()
 
     def tidy(self, room: Room) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
-from lwm_env.movers import Movers
+from lwm_env.movers import CARRY, Movers
 
 FAINT = 0.02  # masks below this share are none
 
@@ -46,7 +46,7 @@ class Reading(NamedTuple):
 
     features: Tensor  # (B, 2C, h, w)
     copies: Tensor  # (B, M, 3, H, W), the last picture as each mover has it
-    memory: Tensor  # (B, memory_dim), from now on
+    memory: Tensor  # (B, kept_dim), from now on
 
 
 class Motion(nn.Module):
@@ -85,14 +85,20 @@ class Motion(nn.Module):
         nn.init.constant_(self.write.bias, 3.0)
         nn.init.constant_(self.layers.bias[4 * patch**2 : (6 + config.movers) * patch**2], -2.0)  # the canvas first
 
+    @property
+    def kept_dim(self) -> int:
+        """How many numbers are kept from step to step: the memory, and what the movers carry."""
+        return self.config.memory_dim + (0 if self.movers is None else CARRY)
+
     def read(self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor, memory: Tensor) -> Reading:
         """Frames (B, K, 3, H, W), embedded action (B, A), the camera's next motion (B, 2), the fraction of a pixel
-        left over by it (B, 2) and the memory (B, memory_dim)."""
+        left over by it (B, 2) and the memory (B, kept_dim)."""
         recent = self.recent(F.pixel_unshuffle(frames[:, -2:].flatten(1, 2), self.patch))
         x = self.down(F.pixel_unshuffle(F.silu(recent), 2))
         if self.older is not None:
             x = x + self.older(F.pixel_unshuffle(frames[:, : self.num_older].flatten(1, 2), 2 * self.patch))
         known = torch.cat([action, motion / 4, offset], 1)
+        memory, carry = memory.split([self.config.memory_dim, self.kept_dim - self.config.memory_dim], 1)
         condition = self.condition(torch.cat([known, memory], 1))
         for index, (block, film) in enumerate(zip(self.blocks, self.films, strict=True)):
             x = block(x, film(condition))
@@ -102,11 +108,12 @@ class Motion(nn.Module):
         copies, sight = last[:, None][:, :0], action[:, :0]
         if self.movers is not None:
             sight = self.movers.look(frames)
-            copies = self.movers.copies(last, self.movers(sight, known))
+            shares, carry = self.movers(sight, known, carry)
+            copies = self.movers.copies(last, shares)
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
             memory = self.remember(torch.cat([noticed, action, sight], 1), memory)
-        return Reading(torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1), copies, memory)
+        return Reading(torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1), copies, torch.cat([memory, carry], 1))
 
     def lasting(self, features: Tensor) -> Tensor:
         """How much of each pixel of the last picture belongs on the canvas, (B, 1, H, W): players do not."""

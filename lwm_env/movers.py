@@ -1,7 +1,7 @@
 """Things that move by themselves, each as a copy of the whole last picture shifted as the thing moves.
 
 A ball, a paddle, an opponent: the network finds the place of each in the last frames, and tells from the places, the
-action and what it remembers how far each moves, as a distribution over whole pixels (a separable form of Finn et al.,
+action and what it carries how far each moves, as a distribution over whole pixels (a separable form of Finn et al.,
 2016, arXiv:1605.07157). Masks then choose the copy around the thing. So nothing has to be drawn anew at whatever pixel
 it stands.
 
@@ -16,6 +16,7 @@ from lwm_env.layers import Pointwise
 
 WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every motion within reach is felt
 SEEKERS = 8  # channels that look for the movers
+CARRY = 64  # numbers kept from step to step: what no frame shows, such as a paddle's knob turned beyond the field's end
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
 
 
@@ -31,6 +32,8 @@ class Movers(nn.Module):
         self.enter = nn.Linear(self.sight_dim, hidden_dim)
         self.condition = nn.Linear(condition_dim, hidden_dim)
         self.think = nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
+        self.remember = nn.GRUCell(hidden_dim + condition_dim, CARRY)
+        self.decide = nn.Sequential(nn.Linear(hidden_dim + CARRY, hidden_dim), nn.SiLU())
         self.out = nn.Linear(hidden_dim, 2 * count * (2 * reach + 3))
         nn.init.zeros_(self.out.bias)
         self.register_buffer("shifts", torch.arange(-reach, reach + 1.0), persistent=False)
@@ -48,12 +51,15 @@ class Movers(nn.Module):
         paths = torch.cat([places[:, -1:] / 16, places.diff(dim=1) / 2], 1)
         return torch.cat([paths.flatten(1), whole.log().flatten(1) / 8], 1)
 
-    def forward(self, sight: Tensor, condition: Tensor) -> Tensor:
-        """What `look` saw and the condition (B, C) -> the share of each shift, down and right: (B, M, 2, 2R + 1)."""
-        out = self.out(self.think(self.enter(sight) + self.condition(condition)))
+    def forward(self, sight: Tensor, condition: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        """What `look` saw, the condition (B, C) and what was carried (B, CARRY) -> the share of each shift, down and
+        right, (B, M, 2, 2R + 1), what to carry on."""
+        hidden = self.think(self.enter(sight) + self.condition(condition))
+        carry = self.remember(torch.cat([hidden, condition], 1), carry)
+        out = self.out(self.decide(torch.cat([hidden, carry], 1)))
         motion, sharpness, free = out.unflatten(1, (self.count, 2, -1)).split([1, 1, 2 * self.reach + 1], dim=3)
         distance = (self.shifts - self.reach * motion).square()
-        return (free - WIDE * torch.exp(sharpness) * distance).softmax(3)
+        return (free - WIDE * torch.exp(sharpness) * distance).softmax(3), carry
 
     def copies(self, picture: Tensor, shares: Tensor) -> Tensor:
         """The picture (B, 3, H, W) as each mover has it: (B, M, 3, H, W). What comes in from outside is the edge."""

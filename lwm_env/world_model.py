@@ -36,7 +36,7 @@ WEIGHTS = "model.safetensors"
 class Belief(NamedTuple):
     """Frames (B, K, 3, H, W) in [-1, 1], the canvas as it was before the last frame and its fractional offset (B, 2),
     the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what the camera and
-    the motion model keep from step to step (B, carry_dim) and (B, memory_dim)."""
+    the motion model keep from step to step (B, carry_dim) and (B, kept_dim)."""
 
     frames: Tensor
     canvas: Tensor
@@ -66,7 +66,7 @@ class Proposal(NamedTuple):
     canvas: Tensor
     offset: Tensor
     carry: Tensor  # (B, carry_dim)
-    memory: Tensor  # (B, memory_dim)
+    memory: Tensor  # (B, kept_dim)
     moved: Tensor  # (B, 3, H, W)
     moved_latent: Tensor  # (B, D, h, w)
     logits: Tensor  # (B, D, L, h, w)
@@ -133,7 +133,7 @@ class WorldModel(nn.Module):
         canvas = self.canvas.blank(len(picture), picture.device)
         frames = picture[:, None].expand(-1, self.config.motion.context_frames, -1, -1, -1)
         carry = picture.new_zeros(len(picture), self.config.camera.carry_dim)
-        memory = picture.new_zeros(len(picture), self.config.motion.memory_dim)
+        memory = picture.new_zeros(len(picture), self.motion.kept_dim)
         return Belief(frames, canvas, still, still.repeat(1, 2), carry, memory)
 
     def commit(self, belief: Belief, proposal: Proposal, picture: Tensor) -> Belief:
@@ -253,7 +253,7 @@ class WorldModel(nn.Module):
     def _unpack(self, state: State) -> Belief:
         colours, known = state["canvas"].float().split([3, 1], 1)
         canvas = torch.cat([colours / 127.5 - 1, known / 255], 1)
-        carry, memory = state["carry"].split([self.config.camera.carry_dim, self.config.motion.memory_dim], 1)
+        carry, memory = state["carry"].split([self.config.camera.carry_dim, self.motion.kept_dim], 1)
         return Belief(to_pixels(state["frames"]), canvas, state["offset"], state["motion"], carry, memory)
 
     # -- on disk -----------------------------------------------------------------------------------------------------

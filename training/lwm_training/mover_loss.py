@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lwm_env.movers import CARRY
 from lwm_env.world_model import WorldModel
 from lwm_training.picture_loss import changes, emphasis
 
@@ -30,18 +31,19 @@ def mover_error(copies: Tensor, last: Tensor, target: Tensor) -> Tensor:
 
 
 def movers_error(model: WorldModel, batch: "Batch", motion: Tensor, context: int) -> Tensor:
-    """That of the movers alone, along real frames from the `context`-th on, without drawing: mean over valid steps.
-    `motion` (B, T, 2) is the camera's."""
-    past = model.config.motion.context_frames
-    steps = range(context - 1, batch.actions.shape[1])
-    windows = torch.stack([batch.pixels[:, [max(0, t + k) for k in range(1 - past, 1)]] for t in steps], 1).flatten(
-        0, 1
-    )
-    target = batch.pixels[:, context:].flatten(0, 1)
-    action = model.embed(batch.actions[:, context - 1 :].flatten(0, 1))
-    motion = motion[:, context - 1 :].flatten(0, 1)
-    movers = model.motion.movers
-    known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 1)
-    errors = mover_error(movers.copies(windows[:, -1], movers(movers.look(windows), known)), windows[:, -1], target)
+    """That of the movers alone, along real frames and without drawing, with gradients through what they carry; mean
+    over the valid steps from the `context`-th frame on. `motion` (B, T, 2) is the camera's."""
+    movers, past = model.motion.movers, model.config.motion.context_frames
+    count, steps = batch.actions.shape[:2]
+    windows = torch.stack([batch.pixels[:, [max(0, t + k) for k in range(1 - past, 1)]] for t in range(steps)], 1)
+    action = model.embed(batch.actions.flatten(0, 1)).unflatten(0, (count, steps))
+    known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 2)
+    sights, shares = movers.look(windows.flatten(0, 1)).unflatten(0, (count, steps)), []
+    carry = sights.new_zeros(count, CARRY)
+    for t in range(steps):
+        found, carry = movers(sights[:, t], known[:, t], carry)
+        shares.append(found)
+    last, target = (batch.pixels[:, part].flatten(0, 1) for part in (slice(context - 1, -1), slice(context, None)))
+    copies = movers.copies(last, torch.stack(shares[context - 1 :], 1).flatten(0, 1))
     valid = batch.valid[:, context - 1 :].flatten()
-    return (errors * valid).sum() / valid.sum().clamp(min=1)
+    return (mover_error(copies, last, target) * valid).sum() / valid.sum().clamp(min=1)

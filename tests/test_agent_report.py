@@ -173,10 +173,10 @@ def test_what_is_finished_is_not_done_again(args, real_game):
 
 
 def test_a_report_that_is_cut_anywhere_goes_on_where_it_was(args, real_game, tmp_path, capsys):
-    words = [*args, "--out", str(tmp_path / "cut"), "--seeds", "1", "--steps", "600", "--save-every", "1"]
+    words = [*args, "--out", str(tmp_path / "cut"), "--seeds", "1", "--steps", "300", "--save-every", "1"]
     words[words.index("--into") + 1] = str(folder(args) / "page.md")
     saved = []
-    for steps in (5, 200, 200, 131):  # while random play is measured, in two rollouts of a training, in the measuring
+    for steps in (5, 100, 100, 67):  # while random play is measured, in two rollouts of a training, in the measuring
         (real_game / "cut.txt").write_text(str(steps))
         assert cli.main(words) == 130 and not (real_game / "cut.txt").exists()
         facts = tmp_path / "cut" / "seed-0" / "real" / "agent" / "agent.json"
@@ -184,9 +184,9 @@ def test_a_report_that_is_cut_anywhere_goes_on_where_it_was(args, real_game, tmp
     capsys.readouterr()
 
     assert cli.main(words) == 0
-    assert saved == [0, 256, 512, 768]  # rollouts of 2 envs and 128 steps; the next one is begun anew
+    assert saved == [0, 128, 256, 384]  # rollouts of 2 envs and 64 steps; the next one is begun anew
     found = record(words)
-    assert {trial["num_timesteps"] for trial in found["trials"]} == {0, 768}
+    assert {trial["num_timesteps"] for trial in found["trials"]} == {0, 384}
 
 
 def test_a_report_may_be_made_in_parts(args, real_game, tmp_path, capsys):

@@ -1,9 +1,18 @@
 """Movers: copies of a picture shifted by whole pixels, and how far a thing moves."""
 
+from pathlib import Path
+
+import pytest
 import torch
 import torch.nn.functional as F
 
+from lwm_env.errors import ConfigMismatch
 from lwm_env.movers import CARRY, Movers
+from lwm_env.world_model import WorldModel
+from lwm_training.loss import Batch
+from lwm_training.mover_loss import SURE, mover_error, movers_error
+from lwm_training.recipe import load_recipe
+from lwm_training.stages import check_recipe
 
 
 def test_a_copy_is_the_picture_moved_down_and_right_with_its_edge_drawn_out():
@@ -49,7 +58,7 @@ def test_how_a_ball_flies_is_learned_within_seconds():
         torch.manual_seed(0)
         movers = Movers(1, 4, 3, 1)
     optimiser = torch.optim.AdamW(movers.parameters(), lr=3e-3)
-    for _ in range(400):
+    for _ in range(300):
         pixels = flights(32)
         error = 100 * (expected(pixels) - pixels[:, 3])[..., 2:-2, :].square().mean()
         optimiser.zero_grad()
@@ -62,3 +71,71 @@ def test_how_a_ball_flies_is_learned_within_seconds():
         copies = expected(pixels)
     ball = pixels[:, 3, 0, 2:-2] > 0.8
     assert ((copies[:, 0, 2:-2] > 0.2) == ball).flatten(1).all(1).float().mean() > 0.9
+
+
+def test_what_changed_is_owned_by_the_copy_that_explains_it_best():
+    frames, target = torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    target[0, :, 1, 1] = target[0, :, 6, 6] = 1.0  # two things appear, far from each other
+    copies = torch.zeros(1, 2, 3, 8, 8)
+    copies[0, 0, :, 1, 1] = 1.0  # the first copy has the one, the second one a faint picture of the other
+    copies[0, 1, :, 6, 6] = 0.5
+
+    error = mover_error(copies, frames, target)
+    nobody = mover_error(torch.zeros_like(copies), frames, target)
+
+    changed = 18  # nine pixels around each
+    assert nobody.item() == pytest.approx(3 * 2 / changed)
+    # around (6, 6) the second copy is better by (3 - 0.75) / 9 of a squared error, so it owns most of the pixel
+    share = torch.sigmoid(torch.tensor((3 - 0.75) / 9 / SURE)).item()
+    # and around (1, 1) the first, by 3 / 9
+    rest = torch.sigmoid(torch.tensor(-3 / 9 / SURE)).item()
+    assert error.item() == pytest.approx((share * 0.75 + (1 - share) * 3 + rest * 3) / changed)
+
+
+def test_what_stops_counts_as_long_as_it_was_seen_to_move():
+    frames = torch.zeros(1, 3, 3, 8, 8)
+    frames[0, 0, :, 4, 2] = frames[0, 1:, :, 4, 4] = 1.0  # it moved, and then stood
+    on = frames[:, -1:].roll(2, dims=-1)  # as if it went on
+
+    assert mover_error(on, frames, frames[:, -1]).item() > 0.1
+    assert mover_error(frames[:, -1:], frames, frames[:, -1]).item() == 0
+    assert mover_error(on, frames[:, 1:], frames[:, -1]).item() == 0  # it was not seen to move: nothing is taught
+
+
+def test_movers_learn_along_whole_clips_what_no_frame_shows(tiny_config, tiny_spec):
+    """A dot moves right by two at every second press only: how often was pressed is in no frame."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settings = {"camera.max_motion": 0, "motion.movers": 1, "motion.reach": 2}
+        model = WorldModel(tiny_config.override(settings), tiny_spec)
+    random = torch.Generator().manual_seed(2)
+
+    def play(count: int, steps: int = 9) -> Batch:
+        presses = torch.randint(0, 2, (count, steps), generator=random)
+        column = 2 + torch.cat([torch.zeros(count, 1, dtype=torch.long), presses.cumsum(1) // 2 * 2], 1)
+        pixels = torch.full((count, steps + 1, 3, 16, 16), -0.5)
+        for t in range(steps + 1):
+            pixels[torch.arange(count), t, :, 8, column[:, t]] = 1.0
+        nothing = torch.zeros(count, steps)
+        return Batch(pixels, presses[..., None], nothing[..., None].long(), nothing, nothing + 1)
+
+    still = torch.zeros(32, 9, 2)
+    optimiser = torch.optim.AdamW(model.motion.movers.parameters(), lr=3e-3)
+    errors = []
+    for _ in range(100):
+        error = movers_error(model, play(32), still, context=1)
+        optimiser.zero_grad()
+        error.backward()
+        torch.nn.utils.clip_grad_norm_(model.motion.movers.parameters(), 1.0)
+        optimiser.step()
+        errors.append(error.item())
+
+    # a press seen alone moves the dot in half of the cases
+    assert sum(errors[-10:]) < 0.2 * sum(errors[:10])
+
+
+def test_a_stage_for_movers_asks_for_movers():
+    recipe = load_recipe(Path(__file__).parent.parent / "training/recipes/pong.toml", ["model.overrides={}"])
+
+    with pytest.raises(ConfigMismatch, match="motion.movers"):
+        check_recipe(recipe, num_processes=1)

@@ -285,7 +285,7 @@ def unroll_errors(
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, astray.abs().amax(1))
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
         if model.motion.movers is not None:  # a dream may have its ball elsewhere
-            error = mover_error(proposal.copies, batch.pixels[:, t], batch.pixels[:, t + 1])
+            error = mover_error(proposal.copies, belief.frames, batch.pixels[:, t + 1])
             losses["movers"] = mean_valid(error, batch.valid[:, t] * ~dreams)
         picture = torch.where(dreams[:, None, None, None], drawn.picture.clamp(-1, 1), batch.pixels[:, t + 1])
         if teaching is not None:

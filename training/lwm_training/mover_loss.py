@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 SURE = 0.1  # squared error by which a copy must be better than another to own most of a pixel
 
 
-def mover_error(copies: Tensor, last: Tensor, target: Tensor) -> Tensor:
-    """Squared error of copies (B, M, 3, H, W) of the last picture on what changed, each where it is best: (B,)."""
+def mover_error(copies: Tensor, frames: Tensor, target: Tensor) -> Tensor:
+    """Squared error of copies (B, M, 3, H, W) of the last of some frames (B, K, 3, H, W), of each where it is the best
+    and where any of the frames differs from the target (B, 3, H, W), so that what stops is taught too: (B,)."""
     errors = (copies - target[:, None]).square().sum(2)
     around = F.avg_pool2d(errors, 3, stride=1, padding=1, count_include_pad=False)
     owned = (-around / SURE).softmax(1).detach()
-    weights = emphasis(changes(last, target), 1.0)[:, 0]
-    return ((owned * errors).sum(1) * weights).mean((1, 2))
+    moving = torch.stack([changes(frame, target) for frame in frames.unbind(1)]).amax(0)
+    return ((owned * errors).sum(1) * emphasis(moving, 1.0)[:, 0]).mean((1, 2))
 
 
 def movers_error(model: WorldModel, batch: "Batch", motion: Tensor, context: int) -> Tensor:
@@ -43,7 +44,7 @@ def movers_error(model: WorldModel, batch: "Batch", motion: Tensor, context: int
     for t in range(steps):
         found, carry = movers(sights[:, t], known[:, t], carry)
         shares.append(found)
-    last, target = (batch.pixels[:, part].flatten(0, 1) for part in (slice(context - 1, -1), slice(context, None)))
-    copies = movers.copies(last, torch.stack(shares[context - 1 :], 1).flatten(0, 1))
+    frames, target = windows[:, context - 1 :].flatten(0, 1), batch.pixels[:, context:].flatten(0, 1)
+    copies = movers.copies(frames[:, -1], torch.stack(shares[context - 1 :], 1).flatten(0, 1))
     valid = batch.valid[:, context - 1 :].flatten()
-    return (mover_error(copies, last, target) * valid).sum() / valid.sum().clamp(min=1)
+    return (mover_error(copies, frames, target) * valid).sum() / valid.sum().clamp(min=1)

@@ -62,8 +62,7 @@ class Turns:
         late = now - self._due[waiting[0]]
         until = now + GATHERED * self.period
         chosen = [slot for slot in waiting[: self.size] if self._due[slot] <= until]
-        for (
-            slot
-        ) in chosen:  # to the end of the queue: of those who are due at the same time the one stepped last is last
+        # Put back at the end of the queue: of those who are due at the same time the one stepped last is last.
+        for slot in chosen:
             self._due[slot] = max(self._due.pop(slot), now - FORGIVEN * self.period) + self.period
         return sorted(chosen), late

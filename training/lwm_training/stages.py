@@ -53,7 +53,7 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
     parts = {
         "tokenizer": [model.tokenizer],
         "camera": [model.camera],
-        "movers": [model.motion.movers or model.motion],
+        "movers": [model.motion.movers],
         "dynamics": [model],
         "joint": [model],
     }[stage.trains]

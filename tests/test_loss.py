@@ -24,7 +24,7 @@ from lwm_training.loss import (
     total_error,
     unroll_errors,
 )
-from lwm_training.picture_loss import changes, emphasis, end_error, picture_error
+from lwm_training.picture_loss import changes, elsewhere, emphasis, end_error, picture_error
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,21 @@ def test_what_changed_is_a_pixel_wider_than_it_is():
     assert sorted(zip(rows.tolist(), columns.tolist(), strict=True)) == [(r, c) for r in range(3) for c in (3, 4, 5)]
 
 
+def test_a_thing_is_elsewhere_from_two_pixels_on_and_if_it_is_missing():
+    drawn, real = torch.full((6, 3, 8, 8), -1.0), torch.full((6, 3, 8, 8), -1.0)
+    real[:, :, 4, 4] = 0.0  # differs by 3 in all
+    drawn[0, :, 4, 4] = 0.0  # there
+    drawn[1, :, 5, 3] = 0.0  # a pixel off
+    drawn[2, :, 4, 6] = 0.0  # two
+    drawn[3, :, 4, 4] = -0.5  # faint: 1.5 too little, but
+    drawn[3, :, 3, 4] = 0.0  # its neighbour is not
+    drawn[4] = -1.0  # not there
+    drawn[5, :, 4, 4] = -0.3  # faint by 0.9
+
+    assert elsewhere(drawn, real).tolist() == [False, False, True, False, True, False]
+    assert elsewhere(real, drawn).tolist() == [False, False, True, False, True, False]
+
+
 def test_the_share_of_the_loss_that_was_asked_for_lies_on_what_changed():
     mask = torch.zeros(3, 1, 10, 10)
     mask[0, 0, 2, :4] = 1
@@ -175,6 +190,25 @@ def test_off_policy_every_step_is_a_first_one(model):
 
     for name in ("moved", "tokens", "drawn", "reward", "end"):
         assert whole[name].item() == pytest.approx(sum(step[name].item() for step in steps) / 3, rel=1e-4), name
+
+
+def test_a_dream_that_parted_from_the_game_is_compared_no_more(tiny_config, tiny_spec):
+    """An untrained world draws nothing like the noise that really follows, so of three steps the first counts alone."""
+    config = tiny_config.override({"camera.max_motion": 0, "motion.movers": 1})
+    torch.manual_seed(0)
+    model = WorldModel(config, tiny_spec)
+    batch = as_batch(clips(), model)
+    weights = LossWeights(on_policy=1.0, true_tokens=0.0)
+
+    def part(length):
+        cut = {name: value[:, :length] for name, value in vars(batch).items() if name not in ("pixels", "sightings")}
+        return replace(batch, pixels=batch.pixels[:, : length + 1], **cut)
+
+    whole = unroll_errors(model, part(4), 2, weights, torch.Generator().manual_seed(0))
+    first = unroll_errors(model, part(2), 2, weights, torch.Generator().manual_seed(0))
+
+    for name in ("moved", "tokens", "drawn", "reward", "end"):
+        assert whole[name].item() == pytest.approx(first[name].item() / 3, rel=1e-4), name
 
 
 def test_clips_without_a_valid_step_teach_no_step(model):

@@ -16,7 +16,7 @@ from lwm_env.tokenizer import to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
 from lwm_training.mosaic import Mosaic
 from lwm_training.mover_loss import mover_error
-from lwm_training.picture_loss import changes, codec_error, emphasis, picture_error
+from lwm_training.picture_loss import changes, codec_error, elsewhere, emphasis, picture_error
 
 if TYPE_CHECKING:
     from lwm_training.teacher import Teaching
@@ -258,6 +258,7 @@ def unroll_errors(
 
     A dream that is a pixel off the real camera cannot be compared with the real frames: it would learn to blur. So some
     clips are guided by the real camera; the others go their own way, and their pictures count until they go astray.
+    Likewise with movers: once a ball is elsewhere, drawing it where it really is would be learned as a fading ball.
 
     A teacher tells at every step what it would predict from where the student is, also where its own dream has
     led, however far from the real game that is.
@@ -272,7 +273,7 @@ def unroll_errors(
     guided = chosen_with(weights.guided)
     dreams = chosen_with(weights.on_policy)
     guided = guided | ~dreams
-    taught = None if teaching is None else teaching.begin(batch, seen, context)
+    taught, parted = None if teaching is None else teaching.begin(batch, seen, context), torch.zeros_like(dreams)
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
@@ -282,11 +283,13 @@ def unroll_errors(
         whole = (belief.offset + proposal.estimate - proposal.offset).detach()
         astray = astray + torch.where((sighting.sure & ~guided)[:, None], whole - sighting.motion.round(), 0)
         from_truth = chosen_with(weights.true_tokens)
-        losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, astray.abs().amax(1))
+        strayed = torch.where(parted, LOST, astray.abs().amax(1))
+        losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, strayed)
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
         if model.motion.movers is not None:  # a dream may have its ball elsewhere
             error = mover_error(proposal.copies, belief.frames, batch.pixels[:, t + 1])
             losses["movers"] = mean_valid(error, batch.valid[:, t] * ~dreams)
+            parted = parted | (dreams & elsewhere(drawn.picture.detach(), batch.pixels[:, t + 1]))
         picture = torch.where(dreams[:, None, None, None], drawn.picture.clamp(-1, 1), batch.pixels[:, t + 1])
         if teaching is not None:
             told = teaching.tell(taught, batch.actions[:, t], moved_by(belief, proposal))

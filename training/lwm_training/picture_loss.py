@@ -3,12 +3,14 @@
 Shapes: B pictures of H x W pixels, in [-1, 1].
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.tokenizer import Tokenizer
 
 CHANGED = 0.1  # difference of a colour, of 2 at most, from which on a pixel has changed
+ELSEWHERE = 1.0  # sum over the colours of a difference, of 6 at most, from which on a thing is elsewhere
 END = 1.5  # before the tanh; from there on a latent is drawn back
 FEW = 0.002  # of the pixels: fewer changed ones are weighted as if they were so many
 
@@ -17,6 +19,17 @@ def changes(before: Tensor, after: Tensor) -> Tensor:
     """Where two pictures (B, 3, H, W) differ, and one pixel around: 1 or 0, (B, 1, H, W)."""
     mask = ((before - after).abs().amax(1, keepdim=True) > CHANGED).to(before.dtype)
     return F.max_pool2d(mask, 3, stride=1, padding=1)
+
+
+def elsewhere(drawn: Tensor, real: Tensor) -> Tensor:
+    """Whether one of two pictures (B, 3, H, W) shows something of which the other has nothing within a pixel: (B,)."""
+
+    def beyond(one: Tensor, other: Tensor) -> Tensor:
+        highest = F.max_pool2d(other, 3, stride=1, padding=1)
+        lowest = -F.max_pool2d(-other, 3, stride=1, padding=1)
+        return (F.relu(one - highest) + F.relu(lowest - one)).sum(1).amax((1, 2))
+
+    return torch.maximum(beyond(drawn, real), beyond(real, drawn)) > ELSEWHERE
 
 
 def emphasis(mask: Tensor, share: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
-from lwm_env.movers import CARRY, Movers
+from lwm_env.movers import CARRY, Movers, likeliest
 
 FAINT = 0.02  # masks below this share are none
 
@@ -109,7 +109,7 @@ class Motion(nn.Module):
         if self.movers is not None:
             sight = self.movers.look(frames)
             shares, carry = self.movers(sight, known, carry)
-            copies = self.movers.copies(last, shares)
+            copies = self.movers.copies(last, likeliest(shares))
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
             memory = self.remember(torch.cat([noticed, action, sight], 1), memory)

@@ -2,8 +2,8 @@
 
 A ball, a paddle, an opponent: the network finds the place of each in the last frames, and tells from the places, the
 action and what it carries how far each moves, as a distribution over whole pixels (a separable form of Finn et al.,
-2016, arXiv:1605.07157). Masks then choose the copy around the thing. So nothing has to be drawn anew at whatever pixel
-it stands.
+2016, arXiv:1605.07157), of which the likeliest is taken. Masks then choose the copy around the thing. So nothing has
+to be drawn anew at whatever pixel it stands.
 
 Shapes: B worlds, K context frames, M movers, R pixels of reach, H x W pixels.
 """
@@ -18,6 +18,12 @@ WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every
 SEEKERS = 8  # channels that look for the movers
 CARRY = 64  # numbers kept from step to step: what no frame shows, such as a paddle's knob turned beyond the field's end
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
+
+
+def likeliest(shares: Tensor) -> Tensor:
+    """1 for the largest of the shares (..., S) and 0 for the others, gradients passing straight through: mixed shifts
+    blur a copy, and the copy of that copy more."""
+    return F.one_hot(shares.argmax(-1), shares.shape[-1]).to(shares.dtype) + (shares - shares.detach())
 
 
 class Movers(nn.Module):

@@ -18,12 +18,13 @@ pytest.importorskip("h5py", reason="needs the extra `data`")
 
 from lwm_env.cli import main as lwm
 from lwm_training import loss
+from lwm_training.batch import as_batch, at, context_belief, sightings
 from lwm_training.checkpoint import load_latest
 from lwm_training.clips import Clips
 from lwm_training.distill_recipe import distill_recipe, without_teacher
 from lwm_training.episode import Layout, pack_episode
 from lwm_training.episode_writer import EpisodeWriter
-from lwm_training.loss import LossWeights, as_batch, unroll_errors
+from lwm_training.loss import LossWeights, unroll_errors
 from lwm_training.recipe import Recipe, Stage
 from lwm_training.stages import Objective, check_recipe, trained_parameters
 from lwm_training.teacher import Teaching, divergence, on_grid, take_parts
@@ -162,7 +163,7 @@ def test_off_policy_the_targets_are_what_the_teacher_predicts_from_real_frames(t
     teaching = Teaching(other, student)
     teaching.compare_tokens(student)
     batch, context, steps = as_batch(clips(), student), 2, 5
-    seen = loss.sightings(student, batch)
+    seen = sightings(student, batch)
 
     told = unroll_errors(
         student, batch, context, weights_for(on_policy=0.0), torch.Generator().manual_seed(1), teaching
@@ -170,8 +171,8 @@ def test_off_policy_the_targets_are_what_the_teacher_predicts_from_real_frames(t
 
     expected = 0.0
     for t in range(context - 1, steps):  # both observe the real frames up to t, as an env is started
-        ours, theirs = (loss.context_belief(world, batch, seen, t + 1) for world in (student, other))
-        proposal = student.propose(ours, batch.actions[:, t], loss.at(seen, t))
+        ours, theirs = (context_belief(world, batch, seen, t + 1) for world in (student, other))
+        proposal = student.propose(ours, batch.actions[:, t], at(seen, t))
         sure = Sighting(loss.moved_by(ours, proposal), torch.ones(4, dtype=torch.bool))
         target = other.propose(theirs, batch.actions[:, t], sure)
         expected += divergence(target.logits, proposal.logits, 2).mean().item() / (steps - context + 1)

@@ -10,20 +10,11 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.registration import Sighting
 from lwm_env.tokenizer import to_frames
 from lwm_env.world_model import WorldModel
-from lwm_training import loss
+from lwm_training import camera_loss
+from lwm_training.batch import as_batch, at, mean_valid, sightings
+from lwm_training.camera_loss import camera_errors, camera_unroll, motion_distance
 from lwm_training.clips import Clips
-from lwm_training.loss import (
-    LossWeights,
-    as_batch,
-    at,
-    camera_errors,
-    camera_unroll,
-    mean_valid,
-    motion_distance,
-    sightings,
-    total_error,
-    unroll_errors,
-)
+from lwm_training.loss import LossWeights, total_error, unroll_errors
 from lwm_training.picture_loss import changes, elsewhere, emphasis, end_error, picture_error
 
 
@@ -257,7 +248,7 @@ def test_a_camera_that_is_shown_its_dream_sees_what_the_world_draws(model):
     seen = []
     model.camera.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        losses = loss.camera_unroll(model, batch, 2, dreamed=True)
+        losses = camera_loss.camera_unroll(model, batch, 2, dreamed=True)
     finally:
         model.camera._forward_pre_hooks.clear()
 

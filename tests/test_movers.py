@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from lwm_env.errors import ConfigMismatch
-from lwm_env.movers import CARRY, Movers
+from lwm_env.movers import CARRY, Movers, likeliest
 from lwm_env.world_model import WorldModel
-from lwm_training.loss import Batch
+from lwm_training.batch import Batch
 from lwm_training.mover_loss import SURE, mover_error, movers_error
 from lwm_training.recipe import load_recipe
 from lwm_training.stages import check_recipe
@@ -26,6 +26,16 @@ def test_a_copy_is_the_picture_moved_down_and_right_with_its_edge_drawn_out():
     assert torch.equal(copies[:, 0, :, 0, :-1], picture[:, :, 0, 1:])
     assert torch.equal(copies[:, 0, :, 2:, -1], picture[:, :, :-2, -1])
     assert torch.equal(copies[:, 1], picture)
+
+
+def test_the_likeliest_shift_is_taken_whole_and_all_shares_learn():
+    shares = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]], requires_grad=True)
+
+    taken = likeliest(shares)
+    (taken * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+
+    assert taken.tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert shares.grad.tolist() == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_shares_add_up_to_one_and_every_motion_within_reach_is_felt_at_first():

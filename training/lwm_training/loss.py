@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.registration import Sighting
-from lwm_env.tokenizer import to_pixels
 from lwm_env.world_model import Belief, Proposal, WorldModel
-from lwm_training.mosaic import Mosaic
+from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
+from lwm_training.camera_loss import LOST, camera_errors
 from lwm_training.mover_loss import mover_error
 from lwm_training.picture_loss import changes, codec_error, elsewhere, emphasis, picture_error
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from lwm_training.teacher import Teaching
 
 ASTRAY = 1.0  # pixels off the real camera from which on a dreamed picture is not compared with the real one
-LOST = 4.0  # pixels from which on its reward and end are not, and its camera is taught no more
-CREDIT = 0.8  # of a place that is wrong goes to the motion before the last, of that to the one before, and so on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,129 +63,9 @@ class LossWeights:
         return cls(**changes)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Clips as tensors: pixels (B, T + 1, 3, H, W) in [-1, 1], actions (B, T, P[, A]), rewards as indices of the
-    world's reward values (B, T, P), ends (B, T) and valid (B, T) as floats, and sightings if they are known already."""
-
-    pixels: Tensor
-    actions: Tensor
-    rewards: Tensor
-    ends: Tensor
-    valid: Tensor
-    sightings: Tensor | None = None
-
-
-def as_batch(clips, model: WorldModel) -> Batch:
-    """Clips of numpy arrays onto the model's device."""
-    device = model.reward_values.device
-    rewards = torch.from_numpy(clips.rewards).to(device)
-    return Batch(
-        pixels=to_pixels(torch.from_numpy(clips.observations).to(device)),
-        actions=torch.from_numpy(clips.actions).to(device),
-        rewards=(rewards[..., None] - model.reward_values).abs().argmin(-1),
-        ends=torch.from_numpy(clips.terminations).to(device).float(),
-        valid=torch.from_numpy(clips.valid).to(device).float(),
-        sightings=None if clips.sightings is None else torch.from_numpy(clips.sightings).to(device),
-    )
-
-
 def total_error(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:
     """The weighted sum of the terms."""
     return torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
-
-
-def mean_valid(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of (B, ...) over the rows that count."""
-    per_row = values.flatten(1).mean(1) if values.ndim > 1 else values
-    return (per_row * valid).sum() / valid.sum().clamp(min=1)
-
-
-def sightings(model: WorldModel, batch: Batch) -> Sighting:
-    """The real camera's motion of every step: motion (B, T, 2), sure (B, T)."""
-    if batch.sightings is not None:
-        return Sighting(batch.sightings[..., :2], batch.sightings[..., 2] > 0)
-    before, after = (batch.pixels[:, part].flatten(0, 1) for part in (slice(None, -1), slice(1, None)))
-    return Sighting(*(part.unflatten(0, batch.valid.shape) for part in model.sight(before, after)))
-
-
-def at(seen: Sighting, t: int) -> Sighting:
-    """That of step t."""
-    return Sighting(seen.motion[:, t], seen.sure[:, t])
-
-
-@torch.no_grad()
-def context_belief(model: WorldModel, batch: Batch, seen: Sighting, context: int) -> Belief:
-    """The belief after the first `context` real frames, observed one by one as an env does, without gradients."""
-    belief = model.believe(batch.pixels[:, 0])
-    for t in range(context - 1):
-        belief = model.observe(belief, batch.actions[:, t], batch.pixels[:, t + 1], at(seen, t))
-    return belief
-
-
-def camera_errors(estimate: Tensor, offset: Tensor, seen: Sighting, followed: Tensor) -> dict[str, Tensor]:
-    """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and of the place that it
-    leads to from `offset` (B, 2), counted from the real camera, in clips whose real camera was `followed` (B,) until
-    here. Where nothing was seen, 0."""
-    place = offset + estimate - seen.motion.round()
-    rounding = F.relu(place.abs() - 0.5)
-    far = F.smooth_l1_loss(rounding, torch.zeros_like(rounding), reduction="none", beta=0.5).clamp(max=10).sum(1)
-    return {
-        "motion": motion_distance(estimate, seen.motion) * seen.sure,
-        "place": far * (seen.sure & followed),
-    }
-
-
-def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
-    """Quadratic up to 2 pixels, since registered motions are rounded; linear, then flat, since some are wrong: (B,)."""
-    return F.smooth_l1_loss(estimated, registered, reduction="none", beta=2.0).clamp(max=10).sum(1)
-
-
-def camera_unroll(
-    model: WorldModel, batch: Batch, context: int, dreamed: bool = False, teaching: "Teaching | None" = None
-) -> dict[str, Tensor]:
-    """Errors of the camera alone, with gradients through all that is carried: corrected by what is seen in `context`
-    real frames, then left to itself. From there on it sees the real world from where it has gone astray to, or what is
-    `dreamed` of it, which costs ten times as much."""
-    seen, belief = sightings(model, batch), model.believe(batch.pixels[:, 0])
-    offset, motion, carry = belief.offset, belief.motion, belief.carry
-    steps, astray, followed = batch.actions.shape[1], torch.zeros_like(offset), batch.valid[:, 0].bool()
-    valid = torch.cat([torch.ones_like(batch.valid[:, :1]), batch.valid], 1).bool()
-    mosaic = Mosaic(batch.pixels, seen.motion * seen.sure[..., None], valid)
-    dream = context_belief(model, batch, seen, context) if dreamed else None
-    taught = None if teaching is None else teaching.begin_camera(batch.pixels[:, 0])
-    totals: dict[str, Tensor] = {}
-    for t in range(steps):
-        sighting, free = at(seen, t), t >= context - 1
-        picture = batch.pixels[:, t]
-        if free and dream is None:
-            picture = mosaic.show(t, astray)
-        elif free:
-            picture, dream = dream.frames[:, -1], dream_on(model, dream, batch.actions[:, t])
-        with torch.autocast(picture.device.type, enabled=False):  # places are sums, and 7.4 in bfloat16 is 7.406
-            estimate, carry = model.camera(picture.float(), model.embed(batch.actions[:, t]), motion, offset, carry)
-        followed = followed & (sighting.sure | (not free))
-        errors = camera_errors(estimate, offset + astray, sighting, followed)
-        errors["motion"] = errors["motion"] * (astray == 0).all(1)
-        for name, value in errors.items():
-            totals[name] = totals.get(name, 0) + mean_valid(value, batch.valid[:, t]) / steps
-        whole, motion, offset = model.correct(offset, estimate, None if free else sighting)
-        if teaching is not None:
-            told, taught = teaching.look(taught, picture, batch.actions[:, t], whole)
-            far = mean_valid(motion_distance(estimate, told), batch.valid[:, t]) / steps
-            totals["teacher_motion"] = totals.get("teacher_motion", 0) + far
-        offset = torch.lerp(offset.detach(), offset, CREDIT)
-        astray = astray + (whole - sighting.motion.round()) * free
-        followed = followed & (astray.abs().amax(1) < LOST)
-    return totals
-
-
-@torch.no_grad()
-def dream_on(model: WorldModel, belief: Belief, action: Tensor) -> Belief:
-    """The belief after one more step on its own likeliest tokens."""
-    proposal = model.propose(belief, action)
-    latent = model.tokenizer.levels[proposal.logits.argmax(2)]
-    return model.commit(belief, proposal, model.tokenizer.decode(latent, proposal.moved).clamp(-1, 1))
 
 
 def moved_by(belief: Belief, proposal: Proposal) -> Tensor:

@@ -5,18 +5,14 @@ Masks alone teach them slowly: a copy that is a pixel off is not chosen, and a c
 Shapes: B pictures of H x W pixels, in [-1, 1]; M movers, K context frames, T steps.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.movers import CARRY
 from lwm_env.world_model import WorldModel
+from lwm_training.batch import Batch
 from lwm_training.picture_loss import changes, emphasis
-
-if TYPE_CHECKING:
-    from lwm_training.loss import Batch
 
 SURE = 0.1  # squared error by which a copy must be better than another to own most of a pixel
 
@@ -31,7 +27,7 @@ def mover_error(copies: Tensor, frames: Tensor, target: Tensor) -> Tensor:
     return ((owned * errors).sum(1) * emphasis(moving, 1.0)[:, 0]).mean((1, 2))
 
 
-def movers_error(model: WorldModel, batch: "Batch", motion: Tensor, context: int) -> Tensor:
+def movers_error(model: WorldModel, batch: Batch, motion: Tensor, context: int) -> Tensor:
     """That of the movers alone, along real frames and without drawing, with gradients through what they carry; mean
     over the valid steps from the `context`-th frame on. `motion` (B, T, 2) is the camera's."""
     movers, past = model.motion.movers, model.config.motion.context_frames

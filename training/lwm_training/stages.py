@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from lwm_env.errors import ConfigMismatch
 from lwm_env.presets import PRESETS
 from lwm_env.world_model import WorldModel
-from lwm_training.loss import LossWeights, as_batch, camera_unroll, sightings, unroll_errors
+from lwm_training.batch import as_batch, sightings
+from lwm_training.camera_loss import camera_unroll
+from lwm_training.loss import LossWeights, unroll_errors
 from lwm_training.mover_loss import movers_error
 from lwm_training.picture_loss import codec_error, end_error
 from lwm_training.recipe import Recipe, Stage

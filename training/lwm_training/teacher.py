@@ -19,7 +19,9 @@ from lwm_env.layers import Pointwise
 from lwm_env.registration import Sighting
 from lwm_env.spec import WorldSpec
 from lwm_env.world_model import Belief, Proposal, WorldModel
-from lwm_training.loss import Batch, Drawn, context_belief, motion_distance
+from lwm_training.batch import Batch, context_belief
+from lwm_training.camera_loss import motion_distance
+from lwm_training.loss import Drawn
 from lwm_training.picture_loss import picture_error
 
 

@@ -17,9 +17,10 @@ from lwm_env.errors import ConfigMismatch, StorageError
 from lwm_env.presets import PRESETS
 from lwm_env.world_model import WEIGHTS, WorldModel
 from lwm_training.averaging import Averaged, recompute_blocks
+from lwm_training.batch import as_batch
 from lwm_training.checkpoint import Checkpoint, flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
 from lwm_training.guard import LossGuard, Verdict
-from lwm_training.loss import LossWeights, as_batch, total_error
+from lwm_training.loss import LossWeights, total_error
 from lwm_training.provenance import provenance
 from lwm_training.recipe import Recipe, Stage
 from lwm_training.stages import Objective, check_recipe, learning_rate, trained_parameters

@@ -1,0 +1,68 @@
+"""What a training step learns from: clips on the device, and what the real camera did in them.
+
+Shapes: B clips, T steps, P players.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lwm_env.registration import Sighting
+from lwm_env.tokenizer import to_pixels
+from lwm_env.world_model import Belief, WorldModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips as tensors: pixels (B, T + 1, 3, H, W) in [-1, 1], actions (B, T, P[, A]), rewards as indices of the
+    world's reward values (B, T, P), ends (B, T) and valid (B, T) as floats, and sightings if they are known already."""
+
+    pixels: Tensor
+    actions: Tensor
+    rewards: Tensor
+    ends: Tensor
+    valid: Tensor
+    sightings: Tensor | None = None
+
+
+def as_batch(clips, model: WorldModel) -> Batch:
+    """Clips of numpy arrays onto the model's device."""
+    device = model.reward_values.device
+    rewards = torch.from_numpy(clips.rewards).to(device)
+    return Batch(
+        pixels=to_pixels(torch.from_numpy(clips.observations).to(device)),
+        actions=torch.from_numpy(clips.actions).to(device),
+        rewards=(rewards[..., None] - model.reward_values).abs().argmin(-1),
+        ends=torch.from_numpy(clips.terminations).to(device).float(),
+        valid=torch.from_numpy(clips.valid).to(device).float(),
+        sightings=None if clips.sightings is None else torch.from_numpy(clips.sightings).to(device),
+    )
+
+
+def mean_valid(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of (B, ...) over the rows that count."""
+    per_row = values.flatten(1).mean(1) if values.ndim > 1 else values
+    return (per_row * valid).sum() / valid.sum().clamp(min=1)
+
+
+def sightings(model: WorldModel, batch: Batch) -> Sighting:
+    """The real camera's motion of every step: motion (B, T, 2), sure (B, T)."""
+    if batch.sightings is not None:
+        return Sighting(batch.sightings[..., :2], batch.sightings[..., 2] > 0)
+    before, after = (batch.pixels[:, part].flatten(0, 1) for part in (slice(None, -1), slice(1, None)))
+    return Sighting(*(part.unflatten(0, batch.valid.shape) for part in model.sight(before, after)))
+
+
+def at(seen: Sighting, t: int) -> Sighting:
+    """That of step t."""
+    return Sighting(seen.motion[:, t], seen.sure[:, t])
+
+
+@torch.no_grad()
+def context_belief(model: WorldModel, batch: Batch, seen: Sighting, context: int) -> Belief:
+    """The belief after the first `context` real frames, observed one by one as an env does, without gradients."""
+    belief = model.believe(batch.pixels[:, 0])
+    for t in range(context - 1):
+        belief = model.observe(belief, batch.actions[:, t], batch.pixels[:, t + 1], at(seen, t))
+    return belief

@@ -1,0 +1,87 @@
+"""What teaches the camera: how far its estimate is from the motion that was seen, and from the place it leads to.
+
+Shapes: B clips, T steps.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lwm_env.registration import Sighting
+from lwm_env.world_model import Belief, WorldModel
+from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
+from lwm_training.mosaic import Mosaic
+
+if TYPE_CHECKING:
+    from lwm_training.teacher import Teaching
+
+LOST = 4.0  # pixels from which on its reward and end are not, and its camera is taught no more
+CREDIT = 0.8  # of a place that is wrong goes to the motion before the last, of that to the one before, and so on
+
+
+
+def camera_errors(estimate: Tensor, offset: Tensor, seen: Sighting, followed: Tensor) -> dict[str, Tensor]:
+    """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and of the place that it
+    leads to from `offset` (B, 2), counted from the real camera, in clips whose real camera was `followed` (B,) until
+    here. Where nothing was seen, 0."""
+    place = offset + estimate - seen.motion.round()
+    rounding = F.relu(place.abs() - 0.5)
+    far = F.smooth_l1_loss(rounding, torch.zeros_like(rounding), reduction="none", beta=0.5).clamp(max=10).sum(1)
+    return {
+        "motion": motion_distance(estimate, seen.motion) * seen.sure,
+        "place": far * (seen.sure & followed),
+    }
+
+
+def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
+    """Quadratic up to 2 pixels, since registered motions are rounded; linear, then flat, since some are wrong: (B,)."""
+    return F.smooth_l1_loss(estimated, registered, reduction="none", beta=2.0).clamp(max=10).sum(1)
+
+
+def camera_unroll(
+    model: WorldModel, batch: Batch, context: int, dreamed: bool = False, teaching: "Teaching | None" = None
+) -> dict[str, Tensor]:
+    """Errors of the camera alone, with gradients through all that is carried: corrected by what is seen in `context`
+    real frames, then left to itself. From there on it sees the real world from where it has gone astray to, or what is
+    `dreamed` of it, which costs ten times as much."""
+    seen, belief = sightings(model, batch), model.believe(batch.pixels[:, 0])
+    offset, motion, carry = belief.offset, belief.motion, belief.carry
+    steps, astray, followed = batch.actions.shape[1], torch.zeros_like(offset), batch.valid[:, 0].bool()
+    valid = torch.cat([torch.ones_like(batch.valid[:, :1]), batch.valid], 1).bool()
+    mosaic = Mosaic(batch.pixels, seen.motion * seen.sure[..., None], valid)
+    dream = context_belief(model, batch, seen, context) if dreamed else None
+    taught = None if teaching is None else teaching.begin_camera(batch.pixels[:, 0])
+    totals: dict[str, Tensor] = {}
+    for t in range(steps):
+        sighting, free = at(seen, t), t >= context - 1
+        picture = batch.pixels[:, t]
+        if free and dream is None:
+            picture = mosaic.show(t, astray)
+        elif free:
+            picture, dream = dream.frames[:, -1], dream_on(model, dream, batch.actions[:, t])
+        with torch.autocast(picture.device.type, enabled=False):  # places are sums, and 7.4 in bfloat16 is 7.406
+            estimate, carry = model.camera(picture.float(), model.embed(batch.actions[:, t]), motion, offset, carry)
+        followed = followed & (sighting.sure | (not free))
+        errors = camera_errors(estimate, offset + astray, sighting, followed)
+        errors["motion"] = errors["motion"] * (astray == 0).all(1)
+        for name, value in errors.items():
+            totals[name] = totals.get(name, 0) + mean_valid(value, batch.valid[:, t]) / steps
+        whole, motion, offset = model.correct(offset, estimate, None if free else sighting)
+        if teaching is not None:
+            told, taught = teaching.look(taught, picture, batch.actions[:, t], whole)
+            far = mean_valid(motion_distance(estimate, told), batch.valid[:, t]) / steps
+            totals["teacher_motion"] = totals.get("teacher_motion", 0) + far
+        offset = torch.lerp(offset.detach(), offset, CREDIT)
+        astray = astray + (whole - sighting.motion.round()) * free
+        followed = followed & (astray.abs().amax(1) < LOST)
+    return totals
+
+
+@torch.no_grad()
+def dream_on(model: WorldModel, belief: Belief, action: Tensor) -> Belief:
+    """The belief after one more step on its own likeliest tokens."""
+    proposal = model.propose(belief, action)
+    latent = model.tokenizer.levels[proposal.logits.argmax(2)]
+    return model.commit(belief, proposal, model.tokenizer.decode(latent, proposal.moved).clamp(-1, 1))

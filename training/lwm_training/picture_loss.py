@@ -3,7 +3,6 @@
 Shapes: B pictures of H x W pixels, in [-1, 1].
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,14 +21,11 @@ def changes(before: Tensor, after: Tensor) -> Tensor:
 
 
 def elsewhere(drawn: Tensor, real: Tensor) -> Tensor:
-    """Whether one of two pictures (B, 3, H, W) shows something of which the other has nothing within a pixel: (B,)."""
-
-    def beyond(one: Tensor, other: Tensor) -> Tensor:
-        highest = F.max_pool2d(other, 3, stride=1, padding=1)
-        lowest = -F.max_pool2d(-other, 3, stride=1, padding=1)
-        return (F.relu(one - highest) + F.relu(lowest - one)).sum(1).amax((1, 2))
-
-    return torch.maximum(beyond(drawn, real), beyond(real, drawn)) > ELSEWHERE
+    """Whether the real picture (B, 3, H, W) shows something of which the drawn one has nothing within a pixel: (B,).
+    What is drawn too much does not count."""
+    highest = F.max_pool2d(drawn, 3, stride=1, padding=1)
+    lowest = -F.max_pool2d(-drawn, 3, stride=1, padding=1)
+    return (F.relu(real - highest) + F.relu(lowest - real)).sum(1).amax((1, 2)) > ELSEWHERE
 
 
 def emphasis(mask: Tensor, share: float) -> Tensor:

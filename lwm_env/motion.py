@@ -49,10 +49,19 @@ class Reading(NamedTuple):
     memory: Tensor  # (B, kept_dim), from now on
 
 
+class Composition(NamedTuple):
+    """A picture made of sources by masks."""
+
+    picture: Tensor  # (B, 3, H, W)
+    features: Tensor  # (B, C, h, w)
+    masks: Tensor  # (B, S, H, W), how much of each source was wanted, before faint shares are left out
+    sources: Tensor  # (B, S, 3, H, W)
+
+
 class Motion(nn.Module):
     """Proposes the next picture by moving the last one."""
 
-    def __init__(self, config: MotionConfig, patch: int, action_dim: int) -> None:
+    def __init__(self, config: MotionConfig, patch: int, cells: tuple[int, int], action_dim: int) -> None:
         super().__init__()
         self.config, self.patch = config, patch
         pixels, dim, wide = 3 * patch**2, config.dim, config.bottleneck_dim
@@ -73,6 +82,9 @@ class Motion(nn.Module):
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         self.up = Pointwise(wide, 4 * dim)
         self.merge = Pointwise(2 * dim + pixels + patch**2 + config.movers * pixels, dim)
+        self.position = None  # where no camera moves, a place in the picture means something
+        if config.movers:
+            self.position = nn.Parameter(torch.zeros(dim, *cells))
         self.phase = nn.Sequential(nn.Linear(action_dim + 4, wide), nn.SiLU())
         self.tints = nn.ModuleList([nn.Linear(wide, 2 * dim) for _ in range(config.refine_blocks)])
         self.refine = nn.ModuleList([ConvBlock(dim) for _ in range(config.refine_blocks)])
@@ -113,7 +125,8 @@ class Motion(nn.Module):
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
             memory = self.remember(torch.cat([noticed, action, sight], 1), memory)
-        return Reading(torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1), copies, torch.cat([memory, carry], 1))
+        features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
+        return Reading(features, copies, torch.cat([memory, carry], 1))
 
     def lasting(self, features: Tensor) -> Tensor:
         """How much of each pixel of the last picture belongs on the canvas, (B, 1, H, W): players do not."""
@@ -121,11 +134,13 @@ class Motion(nn.Module):
 
     def compose(
         self, reading: Reading, last: Tensor, views: Views, action: Tensor, motion: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What was read, the last picture (B, 3, H, W), the canvas after the motion (B, 2) and the embedded action ->
-        the moved picture (B, 3, H, W) and refined features (B, C, h, w)."""
+    ) -> Composition:
+        """Of what was read, the last picture (B, 3, H, W), and the canvas after the motion (B, 2); with the embedded
+        action."""
         seen = [views.colours[:, 0], views.known[:, 0], *reading.copies.unbind(1)]
         features = self.merge(torch.cat([reading.features, *(F.pixel_unshuffle(x, self.patch) for x in seen)], 1))
+        if self.position is not None:
+            features = features + self.position
         phase = self.phase(torch.cat([action, motion / 4, views.offset], 1))
         for block, tint in zip(self.refine, self.tints, strict=True):
             features = block(features, tint(phase))
@@ -135,7 +150,8 @@ class Motion(nn.Module):
         masks = torch.cat([masks[:, :4] + nearness, masks[:, 4:]], 1)
         masks = (masks - masks.amax(1, keepdim=True)).exp()
         masks = torch.cat([masks[:, :4] * views.known[:, :, 0].clamp(min=1e-3), masks[:, 4:]], 1)
-        masks = F.relu(masks / masks.sum(1, keepdim=True) - FAINT)  # what is copied is copied exactly
+        wanted = masks / masks.sum(1, keepdim=True)
+        masks = F.relu(wanted - FAINT)  # what is copied is copied exactly
         masks = masks / masks.sum(1, keepdim=True)
         sources = torch.cat([views.colours, torch.stack([last, torch.tanh(drawn)], 1), reading.copies], 1)
-        return (masks[:, :, None] * sources).sum(1), features
+        return Composition((masks[:, :, None] * sources).sum(1), features, wanted, sources)

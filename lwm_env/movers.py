@@ -21,9 +21,9 @@ NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
 
 
 def likeliest(shares: Tensor) -> Tensor:
-    """1 for the largest of the shares (..., S) and 0 for the others, gradients passing straight through: mixed shifts
-    blur a copy, and the copy of that copy more."""
-    return F.one_hot(shares.argmax(-1), shares.shape[-1]).to(shares.dtype) + (shares - shares.detach())
+    """1 for the largest of the shares (..., S) and 0 for the others, without gradients: mixed shifts blur a copy, and
+    the copy of that copy more. With gradients passing straight through the movers unlearned what they knew."""
+    return F.one_hot(shares.argmax(-1), shares.shape[-1]).to(shares.dtype)
 
 
 class Movers(nn.Module):

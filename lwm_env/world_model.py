@@ -71,7 +71,8 @@ class Proposal(NamedTuple):
     moved_latent: Tensor  # (B, D, h, w)
     logits: Tensor  # (B, D, L, h, w)
     hidden: Tensor  # (B, C, h, w)
-    copies: Tensor  # (B, M, 3, H, W), the last picture as each mover has it
+    masks: Tensor  # as in `Composition`
+    sources: Tensor
 
 
 class Output(NamedTuple):
@@ -103,7 +104,7 @@ class WorldModel(nn.Module):
         self.canvas = Canvas(config.frame_size, config.margin)
         self.tokenizer = Tokenizer(config.tokenizer)
         self.camera = Camera(config.camera, config.frame_size, self.action_dim)
-        self.motion = Motion(config.motion, config.tokenizer.patch, self.action_dim)
+        self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim)
         self.dynamics = Dynamics(config.dynamics, self.tokenizer.levels, latent_dim, config.motion.dim)
         self.events = EventHead(config.dynamics, latent_dim, config.cells, players, len(spec.reward_values))
         self.register_buffer("reward_values", torch.tensor(spec.reward_values), persistent=False)
@@ -187,14 +188,14 @@ class WorldModel(nn.Module):
         """Everything about the next step that is known before sampling."""
         ahead = self.anticipate(belief, action, sighting)
         views = self.canvas.views(ahead.canvas, ahead.offset.detach())
-        moved, features = self.motion.compose(
+        composed = self.motion.compose(
             ahead.reading, belief.frames[:, -1], views, self.embed(action), ahead.travel
         )
-        moved_latent = self.tokenizer.encode(moved)
-        logits, hidden = self.dynamics(features, moved_latent)
+        moved_latent = self.tokenizer.encode(composed.picture)
+        logits, hidden = self.dynamics(composed.features, moved_latent)
         return Proposal(
             ahead.estimate, ahead.motion, ahead.canvas, ahead.offset, ahead.carry, ahead.reading.memory,
-            moved, moved_latent, logits, hidden, ahead.reading.copies,
+            composed.picture, moved_latent, logits, hidden, composed.masks, composed.sources,
         )  # fmt: skip
 
     def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:

@@ -15,7 +15,7 @@ from lwm_training.batch import as_batch, at, mean_valid, sightings
 from lwm_training.camera_loss import camera_errors, camera_unroll, motion_distance
 from lwm_training.clips import Clips
 from lwm_training.loss import LossWeights, total_error, unroll_errors
-from lwm_training.picture_loss import changes, elsewhere, emphasis, end_error, picture_error
+from lwm_training.picture_loss import changes, choice_error, elsewhere, emphasis, end_error, picture_error
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,21 @@ def test_a_thing_is_elsewhere_from_two_pixels_on_and_if_it_is_missing():
 
     assert elsewhere(drawn, real).tolist() == [False, False, True, False, True, False]
     assert elsewhere(real, drawn).tolist() == [False, False, True, False, False, False]
+
+
+def test_a_source_is_chosen_for_what_it_explains_however_little_of_it_is_there():
+    target = torch.zeros(1, 3, 1, 2)
+    sources = torch.stack([torch.zeros(3, 1, 2), torch.full((3, 1, 2), 1.0)])[None]  # right, and off by 3
+    masks = torch.tensor([[[[0.001, 0.5]], [[0.999, 0.5]]]], requires_grad=True)
+
+    error = choice_error(masks, sources, target)
+    error.sum().backward()
+
+    assert error.item() == pytest.approx(-(np.log(0.001 + 1e-3) + np.log(0.5 + 1e-3)) / 2, rel=1e-5)
+    assert masks.grad[0, 0, 0].tolist() == pytest.approx([-0.5 / 0.002, -0.5 / 0.501])
+    assert masks.grad[0, 1].abs().max() < 1e-9
+    weights = torch.tensor([[[[0.0, 2.0]]]])
+    assert choice_error(masks, sources, target, weights).item() == pytest.approx(-np.log(0.501), rel=1e-5)
 
 
 def test_the_share_of_the_loss_that_was_asked_for_lies_on_what_changed():

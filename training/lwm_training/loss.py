@@ -15,8 +15,7 @@ from lwm_env.registration import Sighting
 from lwm_env.world_model import Belief, Proposal, WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
 from lwm_training.camera_loss import LOST, camera_errors
-from lwm_training.mover_loss import mover_error
-from lwm_training.picture_loss import changes, codec_error, elsewhere, emphasis, picture_error
+from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, picture_error
 
 if TYPE_CHECKING:
     from lwm_training.teacher import Teaching
@@ -34,7 +33,8 @@ class LossWeights:
     changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
     ends: float = 0.0  # on latents near the ends of their range, where tanh has no gradient, beside the codec's loss
     moved: float = 4.0
-    movers: float = 1.0  # see `mover_error`
+    movers: float = 1.0  # of a stage for the movers alone
+    choice: float = 0.0  # see `choice_error`
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
     place: float = 1.0  # distance from the place that the camera was seen at, beyond the half pixel that is rounded
     tokens: float = 0.25
@@ -115,6 +115,7 @@ def step_errors(
         ),
         "tokens": mean_valid(tokens, seen_alike),
         "drawn": mean_valid(picture_error(drawn, target, weights.edges, emphasised, weights.squared), seen_alike),
+        "choice": mean_valid(choice_error(proposal.masks, proposal.sources, target, emphasised), seen_alike),
         "reward": mean_valid(rewards.view(len(alike), -1), alike),
         "end": mean_valid(ends, alike),
     }
@@ -164,9 +165,7 @@ def unroll_errors(
         strayed = torch.where(parted, LOST, astray.abs().amax(1))
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, strayed)
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
-        if model.motion.movers is not None:  # a dream may have its ball elsewhere
-            error = mover_error(proposal.copies, belief.frames, batch.pixels[:, t + 1])
-            losses["movers"] = mean_valid(error, batch.valid[:, t] * ~dreams)
+        if model.motion.movers is not None:
             parted = parted | (dreams & elsewhere(drawn.picture.detach(), batch.pixels[:, t + 1]))
         picture = torch.where(dreams[:, None, None, None], drawn.picture.clamp(-1, 1), batch.pixels[:, t + 1])
         if teaching is not None:

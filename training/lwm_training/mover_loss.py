@@ -12,9 +12,7 @@ from torch import Tensor
 from lwm_env.movers import CARRY
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
-from lwm_training.picture_loss import changes, emphasis
-
-SURE = 0.1  # squared error by which a copy must be better than another to own most of a pixel
+from lwm_training.picture_loss import SURE, changes, emphasis
 
 
 def mover_error(copies: Tensor, frames: Tensor, target: Tensor) -> Tensor:

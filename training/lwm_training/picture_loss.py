@@ -10,6 +10,8 @@ from lwm_env.tokenizer import Tokenizer
 
 CHANGED = 0.1  # difference of a colour, of 2 at most, from which on a pixel has changed
 ELSEWHERE = 1.0  # sum over the colours of a difference, of 6 at most, from which on a thing is elsewhere
+SURE = 0.1  # squared error of a source, over the colours, by which another explains a pixel e times as well
+UNEXPLAINED = 1e-3  # likelihood of a pixel that no source explains
 END = 1.5  # before the tanh; from there on a latent is drawn back
 FEW = 0.002  # of the pixels: fewer changed ones are weighted as if they were so many
 
@@ -50,6 +52,18 @@ def picture_error(
         ]
     whole, across, along = (part.abs().mean((1, 2, 3)) for part in parts)
     return whole + edges * (across + along) / 2
+
+
+def choice_error(masks: Tensor, sources: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How unlikely the target (B, 3, H, W) is if each pixel shows one of S sources (B, S, 3, H, W), chosen with the
+    shares of masks (B, S, H, W); with `weights` (B, 1, H, W) of the pixels: (B,). Teaches the masks alone.
+
+    In a mixed picture a source learns by how much of it is there, so one that is faint where it is needed learns
+    nothing; here by how well it explains the pixel.
+    """
+    explained = (-(sources.detach() - target[:, None]).square().sum(2) / SURE).exp()
+    unlikely = -((masks * explained).sum(1) + UNEXPLAINED).log()
+    return (unlikely if weights is None else unlikely * weights[:, 0]).mean((1, 2))
 
 
 def codec_error(

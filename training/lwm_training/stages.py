@@ -64,6 +64,8 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
     if stage.trains == "dynamics":
         model.tokenizer.encoder.requires_grad_(False)
         model.camera.requires_grad_(False)
+        if model.motion.movers is not None:
+            model.motion.movers.requires_grad_(False)
     adapters = [] if teaching is None else list(teaching.parameters())
     return [*(parameter for parameter in model.parameters() if parameter.requires_grad), *adapters]
 

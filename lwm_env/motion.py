@@ -46,6 +46,7 @@ class Reading(NamedTuple):
 
     features: Tensor  # (B, 2C, h, w)
     copies: Tensor  # (B, M, 3, H, W), the last picture as each mover has it
+    distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
     memory: Tensor  # (B, kept_dim), from now on
 
 
@@ -72,7 +73,9 @@ class Motion(nn.Module):
         self.condition = nn.Sequential(nn.Linear(action_dim + 4 + config.memory_dim, wide), nn.SiLU())
         self.movers = None
         if config.movers:
-            self.movers = Movers(config.movers, config.reach, config.context_frames, action_dim + 4)
+            frame_size = (cells[0] * patch, cells[1] * patch)
+            self.movers = Movers(config.movers, config.reach, config.context_frames, frame_size, action_dim + 4)
+            self.locality = nn.Parameter(torch.tensor(2.0))  # how much the distance from a mover counts
         if config.memory_dim:
             sight_dim = self.movers.sight_dim if self.movers else 0
             self.notice = Pointwise(wide, 2 * config.memory_dim)
@@ -117,16 +120,18 @@ class Motion(nn.Module):
             if index < len(self.attention):
                 x = self.attention[index](x)
         last = frames[:, -1]
-        copies, sight = last[:, None][:, :0], action[:, :0]
+        copies, distance, sight = last[:, None][:, :0], last[:, :0], action[:, :0]
         if self.movers is not None:
-            sight = self.movers.look(frames)
+            places, sight = self.movers.look(frames)
             shares, carry = self.movers(sight, known, carry)
-            copies = self.movers.copies(last, likeliest(shares))
+            shares = likeliest(shares)
+            copies = self.movers.copies(last, shares)
+            distance = self.movers.distance(places, shares, last.shape[-2:])
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
             memory = self.remember(torch.cat([noticed, action, sight], 1), memory)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
-        return Reading(features, copies, torch.cat([memory, carry], 1))
+        return Reading(features, copies, distance, torch.cat([memory, carry], 1))
 
     def lasting(self, features: Tensor) -> Tensor:
         """How much of each pixel of the last picture belongs on the canvas, (B, 1, H, W): players do not."""
@@ -147,7 +152,10 @@ class Motion(nn.Module):
         layers = F.pixel_shuffle(self.layers(F.silu(features)), self.patch)
         masks, drawn = layers.split([6 + self.config.movers, 3], dim=1)
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
-        masks = torch.cat([masks[:, :4] + nearness, masks[:, 4:]], 1)
+        views_, others, movers = masks.split([4, 2, self.config.movers], 1)
+        if self.movers is not None:
+            movers = movers - F.softplus(self.locality) * reading.distance.detach()
+        masks = torch.cat([views_ + nearness, others, movers], 1)
         masks = (masks - masks.amax(1, keepdim=True)).exp()
         masks = torch.cat([masks[:, :4] * views.known[:, :, 0].clamp(min=1e-3), masks[:, 4:]], 1)
         wanted = masks / masks.sum(1, keepdim=True)

@@ -3,10 +3,12 @@
 A ball, a paddle, an opponent: the network finds the place of each in the last frames, and tells from the places, the
 action and what it carries how far each moves, as a distribution over whole pixels (a separable form of Finn et al.,
 2016, arXiv:1605.07157), of which the likeliest is taken. Masks then choose the copy around the thing. So nothing has
-to be drawn anew at whatever pixel it stands.
+to be drawn anew at whatever pixel it stands. A mover is one thing, since it counts for little far from where it is.
 
 Shapes: B worlds, K context frames, M movers, R pixels of reach, H x W pixels.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every
 SEEKERS = 8  # channels that look for the movers
 CARRY = 64  # numbers kept from step to step: what no frame shows, such as a paddle's knob turned beyond the field's end
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
+HOMING = 10.0  # how fast it is learned where a mover is looked for
+HABIT = 0.02  # share of a training step's frames in the usual picture
 
 
 def likeliest(shares: Tensor) -> Tensor:
@@ -26,15 +30,35 @@ def likeliest(shares: Tensor) -> Tensor:
     return F.one_hot(shares.argmax(-1), shares.shape[-1]).to(shares.dtype)
 
 
+class Sight(NamedTuple):
+    """Where each mover is in the last frame, pixels down and right of the middle, (B, M, 2); and that with how it went
+    from frame to frame and how much of it is there, as numbers about 1 (B, 3 M K)."""
+
+    places: Tensor
+    numbers: Tensor
+
+
 class Movers(nn.Module):
     """Where each mover is, where it goes in this step, and what the last picture looks like there."""
 
-    def __init__(self, count: int, reach: int, context_frames: int, condition_dim: int, hidden_dim: int = 128) -> None:
+    usual: Tensor  # (3, H, W), the mean picture; what differs from it may be a mover
+
+    def __init__(
+        self,
+        count: int,
+        reach: int,
+        context_frames: int,
+        frame_size: tuple[int, int],
+        condition_dim: int,
+        hidden_dim: int = 128,
+    ) -> None:
         super().__init__()
         self.count, self.reach = count, reach
         self.sight_dim = 3 * count * context_frames  # how many numbers `look` gives
-        self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where nothing moves there is nothing
+        self.register_buffer("usual", torch.zeros(3, *frame_size))
+        self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where all is as usual there is nothing
         self.find = Pointwise(SEEKERS, count, bias=False)
+        self.home = nn.Parameter(torch.zeros(count, *frame_size))  # where it is looked for
         self.enter = nn.Linear(self.sight_dim, hidden_dim)
         self.condition = nn.Linear(condition_dim, hidden_dim)
         self.think = nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
@@ -44,28 +68,44 @@ class Movers(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.register_buffer("shifts", torch.arange(-reach, reach + 1.0), persistent=False)
 
-    def look(self, frames: Tensor) -> Tensor:
-        """Frames (B, K, 3, H, W) -> where each mover is, how it went from frame to frame, and how much of it is there:
-        (B, 3 M K)."""
-        moving = (frames - frames.mean(1, keepdim=True)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        found = self.find(F.relu(self.seek(moving))).square().unflatten(0, frames.shape[:2])
+    def look(self, frames: Tensor) -> Sight:
+        """Finds the movers in frames (B, K, 3, H, W)."""
+        unusual = (frames - self.usual).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        found = self.find(F.relu(self.seek(unusual))).square() * torch.exp(HOMING * self.home)
+        found = found.unflatten(0, frames.shape[:2])
         height, width = found.shape[-2:]
         down = torch.arange(height, device=frames.device) - (height - 1) / 2
         right = torch.arange(width, device=frames.device) - (width - 1) / 2
         whole = found.sum((3, 4)) + NOTHING
         places = torch.stack([(found.sum(4) * down).sum(3), (found.sum(3) * right).sum(3)], 3) / whole[..., None]
         paths = torch.cat([places[:, -1:] / 16, places.diff(dim=1) / 2], 1)
-        return torch.cat([paths.flatten(1), whole.log().flatten(1) / 8], 1)
+        return Sight(places[:, -1], torch.cat([paths.flatten(1), whole.log().flatten(1) / 8], 1))
+
+    @torch.no_grad()
+    def remember_usual(self, frames: Tensor) -> None:
+        """Take frames (B, T, 3, H, W) of training into the usual picture; the first ones are it."""
+        share = HABIT if self.usual.any() else 1.0
+        self.usual.lerp_(frames.mean((0, 1)), share)
 
     def forward(self, sight: Tensor, condition: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """What `look` saw, the condition (B, C) and what was carried (B, CARRY) -> the share of each shift, down and
-        right, (B, M, 2, 2R + 1), what to carry on."""
+        """The numbers of a `Sight`, the condition (B, C) and what was carried (B, CARRY) -> the share of each shift,
+        down and right, (B, M, 2, 2R + 1), what to carry on."""
         hidden = self.think(self.enter(sight) + self.condition(condition))
         carry = self.remember(torch.cat([hidden, condition], 1), carry)
         out = self.out(self.decide(torch.cat([hidden, carry], 1)))
         motion, sharpness, free = out.unflatten(1, (self.count, 2, -1)).split([1, 1, 2 * self.reach + 1], dim=3)
         distance = (self.shifts - self.reach * motion).square()
         return (free - WIDE * torch.exp(sharpness) * distance).softmax(3), carry
+
+    def distance(self, places: Tensor, shares: Tensor, frame_size: tuple[int, int]) -> Tensor:
+        """How far each pixel is from halfway between a mover's place (B, M, 2) and where it goes, in reaches, squared:
+        (B, M, H, W)."""
+        halfway = places + (shares.detach() * self.shifts).sum(3) / 2
+        down, right = (
+            torch.arange(size, device=places.device) - (size - 1) / 2 - halfway[..., axis, None]
+            for axis, size in enumerate(frame_size)
+        )
+        return (down[..., None].square() + right[..., None, :].square()) / self.reach**2
 
     def copies(self, picture: Tensor, shares: Tensor) -> Tensor:
         """The picture (B, 3, H, W) as each mover has it: (B, M, 3, H, W). What comes in from outside is the edge."""

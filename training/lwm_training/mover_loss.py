@@ -15,11 +15,13 @@ from lwm_training.batch import Batch
 from lwm_training.picture_loss import SURE, changes, emphasis
 
 
-def mover_error(copies: Tensor, frames: Tensor, target: Tensor) -> Tensor:
+def mover_error(copies: Tensor, distance: Tensor, frames: Tensor, target: Tensor) -> Tensor:
     """Squared error of copies (B, M, 3, H, W) of the last of some frames (B, K, 3, H, W), of each where it is the best
-    and where any of the frames differs from the target (B, 3, H, W), so that what stops is taught too: (B,)."""
+    and where any of the frames differs from the target (B, 3, H, W), so that what stops is taught too: (B,). The
+    `distance` (B, M, H, W) counts as an error, so that a mover is found where it explains something."""
     errors = (copies - target[:, None]).square().sum(2)
-    around = F.avg_pool2d(errors, 3, stride=1, padding=1, count_include_pad=False)
+    around = F.avg_pool2d(errors, 3, stride=1, padding=1, count_include_pad=False) + SURE * distance
+    errors = errors + SURE * distance
     owned = (-around / SURE).softmax(1).detach()
     moving = torch.stack([changes(frame, target) for frame in frames.unbind(1)]).amax(0)
     return ((owned * errors).sum(1) * emphasis(moving, 1.0)[:, 0]).mean((1, 2))
@@ -33,12 +35,16 @@ def movers_error(model: WorldModel, batch: Batch, motion: Tensor, context: int) 
     windows = torch.stack([batch.pixels[:, [max(0, t + k) for k in range(1 - past, 1)]] for t in range(steps)], 1)
     action = model.embed(batch.actions.flatten(0, 1)).unflatten(0, (count, steps))
     known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 2)
-    sights, shares = movers.look(windows.flatten(0, 1)).unflatten(0, (count, steps)), []
-    carry = sights.new_zeros(count, CARRY)
+    movers.remember_usual(batch.pixels)
+    places, numbers = (seen.unflatten(0, (count, steps)) for seen in movers.look(windows.flatten(0, 1)))
+    shares = []
+    carry = numbers.new_zeros(count, CARRY)
     for t in range(steps):
-        found, carry = movers(sights[:, t], known[:, t], carry)
+        found, carry = movers(numbers[:, t], known[:, t], carry)
         shares.append(found)
     frames, target = windows[:, context - 1 :].flatten(0, 1), batch.pixels[:, context:].flatten(0, 1)
-    copies = movers.copies(frames[:, -1], torch.stack(shares[context - 1 :], 1).flatten(0, 1))
+    known_shares = torch.stack(shares[context - 1 :], 1).flatten(0, 1)
+    copies = movers.copies(frames[:, -1], known_shares)
+    distance = movers.distance(places[:, context - 1 :].flatten(0, 1), known_shares, frames.shape[-2:])
     valid = batch.valid[:, context - 1 :].flatten()
-    return (mover_error(copies, frames, target) * valid).sum() / valid.sum().clamp(min=1)
+    return (mover_error(copies, distance, frames, target) * valid).sum() / valid.sum().clamp(min=1)

@@ -77,9 +77,9 @@ class Motion(nn.Module):
             self.movers = Movers(config.movers, config.reach, config.context_frames, frame_size, action_dim + 4)
             self.locality = nn.Parameter(torch.tensor(2.0))  # how much the distance from a mover counts
         if config.memory_dim:
-            sight_dim = self.movers.sight_dim if self.movers else 0
+            course_dim = self.movers.course_dim if self.movers else 0
             self.notice = Pointwise(wide, 2 * config.memory_dim)
-            self.remember = nn.GRUCell(2 * config.memory_dim + action_dim + sight_dim, config.memory_dim)
+            self.remember = nn.GRUCell(2 * config.memory_dim + action_dim + course_dim, config.memory_dim)
         self.films = nn.ModuleList([nn.Linear(wide, 2 * wide) for _ in range(config.bottleneck_blocks)])
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
@@ -120,16 +120,17 @@ class Motion(nn.Module):
             if index < len(self.attention):
                 x = self.attention[index](x)
         last = frames[:, -1]
-        copies, distance, sight = last[:, None][:, :0], last[:, :0], action[:, :0]
+        copies, distance, course = last[:, None][:, :0], last[:, :0], action[:, :0]
         if self.movers is not None:
-            places, sight = self.movers.look(frames)
-            shares, carry = self.movers(sight, known, carry)
+            found = self.movers.find(frames)
+            course = self.movers.course(found)
+            shares, carry = self.movers(course, known, carry)
             shares = likeliest(shares)
             copies = self.movers.copies(last, shares)
-            distance = self.movers.distance(places, shares, last.shape[-2:])
+            distance = self.movers.distance(found.places[:, -1], shares, last.shape[-2:])
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
-            memory = self.remember(torch.cat([noticed, action, sight], 1), memory)
+            memory = self.remember(torch.cat([noticed, action, course], 1), memory)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
         return Reading(features, copies, distance, torch.cat([memory, carry], 1))
 

@@ -30,12 +30,12 @@ def likeliest(shares: Tensor) -> Tensor:
     return F.one_hot(shares.argmax(-1), shares.shape[-1]).to(shares.dtype)
 
 
-class Sight(NamedTuple):
-    """Where each mover is in the last frame, pixels down and right of the middle, (B, M, 2); and that with how it went
-    from frame to frame and how much of it is there, as numbers about 1 (B, 3 M K)."""
+class Places(NamedTuple):
+    """Where each mover is in T frames, (B, T, M, 2) pixels down and right of the middle, and how much of it is there,
+    (B, T, M)."""
 
     places: Tensor
-    numbers: Tensor
+    amounts: Tensor
 
 
 class Movers(nn.Module):
@@ -54,12 +54,12 @@ class Movers(nn.Module):
     ) -> None:
         super().__init__()
         self.count, self.reach = count, reach
-        self.sight_dim = 3 * count * context_frames  # how many numbers `look` gives
+        self.course_dim = 3 * count * context_frames  # how many numbers `course` gives
         self.register_buffer("usual", torch.zeros(3, *frame_size))
         self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where all is as usual there is nothing
-        self.find = Pointwise(SEEKERS, count, bias=False)
+        self.tell = Pointwise(SEEKERS, count, bias=False)
         self.home = nn.Parameter(torch.zeros(count, *frame_size))  # where it is looked for
-        self.enter = nn.Linear(self.sight_dim, hidden_dim)
+        self.enter = nn.Linear(self.course_dim, hidden_dim)
         self.condition = nn.Linear(condition_dim, hidden_dim)
         self.think = nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
         self.remember = nn.GRUCell(hidden_dim + condition_dim, CARRY)
@@ -68,18 +68,24 @@ class Movers(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.register_buffer("shifts", torch.arange(-reach, reach + 1.0), persistent=False)
 
-    def look(self, frames: Tensor) -> Sight:
-        """Finds the movers in frames (B, K, 3, H, W)."""
+    def find(self, frames: Tensor) -> Places:
+        """In frames (B, T, 3, H, W)."""
         unusual = (frames - self.usual).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        found = self.find(F.relu(self.seek(unusual))).square() * torch.exp(HOMING * self.home)
-        found = found.unflatten(0, frames.shape[:2])
+        found = self.tell(F.relu(self.seek(unusual))).square() * torch.exp(HOMING * self.home)
         height, width = found.shape[-2:]
         down = torch.arange(height, device=frames.device) - (height - 1) / 2
         right = torch.arange(width, device=frames.device) - (width - 1) / 2
-        whole = found.sum((3, 4)) + NOTHING
-        places = torch.stack([(found.sum(4) * down).sum(3), (found.sum(3) * right).sum(3)], 3) / whole[..., None]
+        amounts = found.sum((2, 3)) + NOTHING
+        places = torch.stack([(found.sum(3) * down).sum(2), (found.sum(2) * right).sum(2)], 2) / amounts[..., None]
+        return Places(places.unflatten(0, frames.shape[:2]), amounts.unflatten(0, frames.shape[:2]))
+
+    @staticmethod
+    def course(found: Places) -> Tensor:
+        """Of K frames: where movers are, how they went from frame to frame, and how much of them was there, as numbers
+        about 1, (B, 3 M K)."""
+        places, amounts = found
         paths = torch.cat([places[:, -1:] / 16, places.diff(dim=1) / 2], 1)
-        return Sight(places[:, -1], torch.cat([paths.flatten(1), whole.log().flatten(1) / 8], 1))
+        return torch.cat([paths.flatten(1), amounts.log().flatten(1) / 8], 1)
 
     @torch.no_grad()
     def remember_usual(self, frames: Tensor) -> None:
@@ -87,10 +93,10 @@ class Movers(nn.Module):
         share = HABIT if self.usual.any() else 1.0
         self.usual.lerp_(frames.mean((0, 1)), share)
 
-    def forward(self, sight: Tensor, condition: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """The numbers of a `Sight`, the condition (B, C) and what was carried (B, CARRY) -> the share of each shift,
-        down and right, (B, M, 2, 2R + 1), what to carry on."""
-        hidden = self.think(self.enter(sight) + self.condition(condition))
+    def forward(self, course: Tensor, condition: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        """The `course` of movers, the condition (B, C) and what was carried (B, CARRY) -> the share of each shift, down
+        and right, (B, M, 2, 2R + 1), what to carry on."""
+        hidden = self.think(self.enter(course) + self.condition(condition))
         carry = self.remember(torch.cat([hidden, condition], 1), carry)
         out = self.out(self.decide(torch.cat([hidden, carry], 1)))
         motion, sharpness, free = out.unflatten(1, (self.count, 2, -1)).split([1, 1, 2 * self.reach + 1], dim=3)

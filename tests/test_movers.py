@@ -36,7 +36,7 @@ def test_the_likeliest_shift_is_taken_whole():
 def test_shares_add_up_to_one_and_every_motion_within_reach_is_felt_at_first():
     movers = Movers(3, 8, 3, (12, 16), 5)
 
-    shares = movers(movers.look(torch.rand(2, 3, 3, 12, 16)).numbers, torch.rand(2, 5), torch.zeros(2, CARRY))[0]
+    shares = movers(movers.course(movers.find(torch.rand(2, 3, 3, 12, 16))), torch.rand(2, 5), torch.zeros(2, CARRY))[0]
 
     assert shares.shape == (2, 3, 2, 17) and torch.allclose(shares.sum(3), torch.ones(2, 3, 2))
     assert shares[..., 5:12].min() > 1e-3
@@ -57,7 +57,7 @@ def test_how_a_ball_flies_is_learned_within_seconds():
 
     def expected(pixels: torch.Tensor) -> torch.Tensor:
         blank = torch.zeros(len(pixels), 1), torch.zeros(len(pixels), CARRY)
-        return movers.copies(pixels[:, 2], movers(movers.look(pixels[:, :3]).numbers, *blank)[0])[:, 0]
+        return movers.copies(pixels[:, 2], movers(movers.course(movers.find(pixels[:, :3])), *blank)[0])[:, 0]
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lwm_env.movers import CARRY
+from lwm_env.movers import CARRY, Places
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
 from lwm_training.picture_loss import SURE, changes, emphasis
@@ -32,19 +32,18 @@ def movers_error(model: WorldModel, batch: Batch, motion: Tensor, context: int) 
     over the valid steps from the `context`-th frame on. `motion` (B, T, 2) is the camera's."""
     movers, past = model.motion.movers, model.config.motion.context_frames
     count, steps = batch.actions.shape[:2]
-    windows = torch.stack([batch.pixels[:, [max(0, t + k) for k in range(1 - past, 1)]] for t in range(steps)], 1)
+    movers.remember_usual(batch.pixels)
+    places, amounts = movers.find(batch.pixels[:, :-1])
     action = model.embed(batch.actions.flatten(0, 1)).unflatten(0, (count, steps))
     known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 2)
-    movers.remember_usual(batch.pixels)
-    places, numbers = (seen.unflatten(0, (count, steps)) for seen in movers.look(windows.flatten(0, 1)))
-    shares = []
-    carry = numbers.new_zeros(count, CARRY)
-    for t in range(steps):
-        found, carry = movers(numbers[:, t], known[:, t], carry)
-        shares.append(found)
-    frames, target = windows[:, context - 1 :].flatten(0, 1), batch.pixels[:, context:].flatten(0, 1)
-    known_shares = torch.stack(shares[context - 1 :], 1).flatten(0, 1)
-    copies = movers.copies(frames[:, -1], known_shares)
-    distance = movers.distance(places[:, context - 1 :].flatten(0, 1), known_shares, frames.shape[-2:])
+    last_frames = [[max(0, t + k) for k in range(1 - past, 1)] for t in range(steps)]
+    carry, all_shares = places.new_zeros(count, CARRY), []
+    for t, seen in enumerate(last_frames):
+        shares, carry = movers(movers.course(Places(places[:, seen], amounts[:, seen])), known[:, t], carry)
+        all_shares.append(shares)
+    frames = torch.stack([batch.pixels[:, seen] for seen in last_frames[context - 1 :]], 1).flatten(0, 1)
+    target, shares = batch.pixels[:, context:].flatten(0, 1), torch.stack(all_shares[context - 1 :], 1).flatten(0, 1)
+    copies = movers.copies(frames[:, -1], shares)
+    distance = movers.distance(places[:, context - 1 :].flatten(0, 1), shares, frames.shape[-2:])
     valid = batch.valid[:, context - 1 :].flatten()
     return (mover_error(copies, distance, frames, target) * valid).sum() / valid.sum().clamp(min=1)

@@ -113,6 +113,13 @@ def test_a_step_is_that_of_torch(tiny, exported, temperature):
         check_parity(expected, found)
 
 
+def test_a_step_with_movers_and_two_players_is_that_of_torch(duel_world, tmp_path):
+    model = WorldModel.load(duel_world)
+
+    for expected, found in steps_apart(model, OnnxWorld(model, file_of(model, tmp_path, batch=2), 2), 2, 0.7):
+        check_parity(expected, found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world_id", worlds.shipped())
 def test_a_step_of_a_shipped_world_is_that_of_torch(world_id):

@@ -115,10 +115,12 @@ def step_errors(
         ),
         "tokens": mean_valid(tokens, seen_alike),
         "drawn": mean_valid(picture_error(drawn, target, weights.edges, emphasised, weights.squared), seen_alike),
-        "choice": mean_valid(choice_error(proposal.masks, proposal.sources, target, emphasised), seen_alike),
         "reward": mean_valid(rewards.view(len(alike), -1), alike),
         "end": mean_valid(ends, alike),
     }
+    if weights.choice:
+        error = choice_error(proposal.masks, proposal.sources, target, emphasised)
+        losses["choice"] = mean_valid(error, seen_alike)
     return losses, Drawn(drawn, reward_logits, end_logit)
 
 

@@ -85,7 +85,7 @@ class Motion(nn.Module):
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         self.up = Pointwise(wide, 4 * dim)
         self.merge = Pointwise(2 * dim + pixels + patch**2 + config.movers * pixels, dim)
-        self.position = None  # where no camera moves, a place in the picture means something
+        self.position = None  # of each cell; with movers a place in the picture means something
         if config.movers:
             self.position = nn.Parameter(torch.zeros(dim, *cells))
         self.phase = nn.Sequential(nn.Linear(action_dim + 4, wide), nn.SiLU())
@@ -153,10 +153,10 @@ class Motion(nn.Module):
         layers = F.pixel_shuffle(self.layers(F.silu(features)), self.patch)
         masks, drawn = layers.split([6 + self.config.movers, 3], dim=1)
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
-        views_, others, movers = masks.split([4, 2, self.config.movers], 1)
+        canvas, others, movers = masks.split([4, 2, self.config.movers], 1)
         if self.movers is not None:
             movers = movers - F.softplus(self.locality) * reading.distance.detach()
-        masks = torch.cat([views_ + nearness, others, movers], 1)
+        masks = torch.cat([canvas + nearness, others, movers], 1)
         masks = (masks - masks.amax(1, keepdim=True)).exp()
         masks = torch.cat([masks[:, :4] * views.known[:, :, 0].clamp(min=1e-3), masks[:, 4:]], 1)
         wanted = masks / masks.sum(1, keepdim=True)

@@ -19,6 +19,7 @@ from lwm_env.memory import Views
 from lwm_env.movers import CARRY, Movers, likeliest
 
 FAINT = 0.02  # masks below this share are none
+NEAR, FAR = 3.0, 12.0  # at first a mover's copy is chosen within half its reach, where this is less than NEAR / FAR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Reading(NamedTuple):
 
     features: Tensor  # (B, 2C, h, w)
     copies: Tensor  # (B, M, 3, H, W), the last picture as each mover has it
+    shown: Tensor  # (B, 2 M, H, W), the share of each mover that a pixel shows, and that it will show
     distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
     memory: Tensor  # (B, kept_dim), from now on
 
@@ -75,7 +77,7 @@ class Motion(nn.Module):
         if config.movers:
             frame_size = (cells[0] * patch, cells[1] * patch)
             self.movers = Movers(config.movers, config.reach, config.context_frames, frame_size, action_dim + 4)
-            self.locality = nn.Parameter(torch.tensor(2.0))  # how much the distance from a mover counts
+            self.locality = nn.Parameter(torch.tensor(FAR))  # how much the distance from a mover counts
         if config.memory_dim:
             course_dim = self.movers.course_dim if self.movers else 0
             self.notice = Pointwise(wide, 2 * config.memory_dim)
@@ -84,7 +86,7 @@ class Motion(nn.Module):
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         self.up = Pointwise(wide, 4 * dim)
-        self.merge = Pointwise(2 * dim + pixels + patch**2 + config.movers * pixels, dim)
+        self.merge = Pointwise(2 * dim + pixels + patch**2 + config.movers * (pixels + 2 * patch**2), dim)
         self.position = None  # of each cell; with movers a place in the picture means something
         if config.movers:
             self.position = nn.Parameter(torch.zeros(dim, *cells))
@@ -98,7 +100,8 @@ class Motion(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
         nn.init.constant_(self.write.bias, 3.0)
-        nn.init.constant_(self.layers.bias[4 * patch**2 : (6 + config.movers) * patch**2], -2.0)  # the canvas first
+        nn.init.constant_(self.layers.bias[4 * patch**2 : 6 * patch**2], -2.0)  # the canvas first
+        nn.init.constant_(self.layers.bias[6 * patch**2 : (6 + config.movers) * patch**2], NEAR)
 
     @property
     def kept_dim(self) -> int:
@@ -120,19 +123,23 @@ class Motion(nn.Module):
             if index < len(self.attention):
                 x = self.attention[index](x)
         last = frames[:, -1]
-        copies, distance, course = last[:, None][:, :0], last[:, :0], action[:, :0]
+        copies, shown, distance, course = last[:, None][:, :0], last[:, :0], last[:, :0], action[:, :0]
         if self.movers is not None:
-            found = self.movers.find(frames)
+            looks = self.movers.look(frames)
+            found = self.movers.find(looks)
             course = self.movers.course(found)
-            shares, carry = self.movers(course, known, carry)
-            shares = likeliest(shares)
-            copies = self.movers.copies(last, shares)
+            logits, carry = self.movers(course, known, carry)
+            shares = likeliest(logits)
+            here = looks[:, -1] / found.amounts[:, -1, :, None, None]
+            pictures = torch.cat([last[:, None].expand(-1, self.config.movers, -1, -1, -1), here[:, :, None]], 2)
+            copies, there = self.movers.move(pictures, shares).split([3, 1], 2)
+            shown = torch.cat([here, there[:, :, 0]], 1)
             distance = self.movers.distance(found.places[:, -1], shares, last.shape[-2:])
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
             memory = self.remember(torch.cat([noticed, action, course], 1), memory)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
-        return Reading(features, copies, distance, torch.cat([memory, carry], 1))
+        return Reading(features, copies, shown, distance, torch.cat([memory, carry], 1))
 
     def lasting(self, features: Tensor) -> Tensor:
         """How much of each pixel of the last picture belongs on the canvas, (B, 1, H, W): players do not."""
@@ -143,8 +150,8 @@ class Motion(nn.Module):
     ) -> Composition:
         """Of what was read, the last picture (B, 3, H, W), and the canvas after the motion (B, 2); with the embedded
         action."""
-        seen = [views.colours[:, 0], views.known[:, 0], *reading.copies.unbind(1)]
-        features = self.merge(torch.cat([reading.features, *(F.pixel_unshuffle(x, self.patch) for x in seen)], 1))
+        seen = torch.cat([views.colours[:, 0], views.known[:, 0], reading.copies.flatten(1, 2), reading.shown], 1)
+        features = self.merge(torch.cat([reading.features, F.pixel_unshuffle(seen, self.patch)], 1))
         if self.position is not None:
             features = features + self.position
         phase = self.phase(torch.cat([action, motion / 4, views.offset], 1))
@@ -155,7 +162,7 @@ class Motion(nn.Module):
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
         canvas, others, movers = masks.split([4, 2, self.config.movers], 1)
         if self.movers is not None:
-            movers = movers - F.softplus(self.locality) * reading.distance.detach()
+            movers = movers - F.softplus(self.locality) * reading.distance
         masks = torch.cat([canvas + nearness, others, movers], 1)
         masks = (masks - masks.amax(1, keepdim=True)).exp()
         masks = torch.cat([masks[:, :4] * views.known[:, :, 0].clamp(min=1e-3), masks[:, 4:]], 1)

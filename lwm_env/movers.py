@@ -8,6 +8,7 @@ to be drawn anew at whatever pixel it stands. A mover is one thing, since it cou
 Shapes: B worlds, K context frames, M movers, R pixels of reach, H x W pixels.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,14 +21,16 @@ WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every
 SEEKERS = 8  # channels that look for the movers
 CARRY = 64  # numbers kept from step to step: what no frame shows, such as a paddle's knob turned beyond the field's end
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
+SHARP = 4  # a power, which a pixel that looks only a little like a mover does not survive
+WAVELENGTHS = (4.0, 8.0, 16.0, 32.0)  # pixels, of the waves that tell a place exactly
 HOMING = 10.0  # how fast it is learned where a mover is looked for
 HABIT = 0.02  # share of a training step's frames in the usual picture
 
 
-def likeliest(shares: Tensor) -> Tensor:
-    """1 for the largest of the shares (..., S) and 0 for the others, without gradients: mixed shifts blur a copy, and
+def likeliest(logits: Tensor) -> Tensor:
+    """1 for the largest of the logits (..., S) and 0 for the others, without gradients: mixed shifts blur a copy, and
     the copy of that copy more. With gradients passing straight through the movers unlearned what they knew."""
-    return F.one_hot(shares.argmax(-1), shares.shape[-1]).to(shares.dtype)
+    return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
 
 
 class Places(NamedTuple):
@@ -54,7 +57,7 @@ class Movers(nn.Module):
     ) -> None:
         super().__init__()
         self.count, self.reach = count, reach
-        self.course_dim = 3 * count * context_frames  # how many numbers `course` gives
+        self.course_dim = count * (3 * context_frames + 4 * len(WAVELENGTHS))  # how many numbers `course` gives
         self.register_buffer("usual", torch.zeros(3, *frame_size))
         self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where all is as usual there is nothing
         self.tell = Pointwise(SEEKERS, count, bias=False)
@@ -68,24 +71,30 @@ class Movers(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.register_buffer("shifts", torch.arange(-reach, reach + 1.0), persistent=False)
 
-    def find(self, frames: Tensor) -> Places:
-        """In frames (B, T, 3, H, W)."""
+    def look(self, frames: Tensor) -> Tensor:
+        """How much each pixel of frames (B, T, 3, H, W) looks like each mover, (B, T, M, H, W)."""
         unusual = (frames - self.usual).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        found = self.tell(F.relu(self.seek(unusual))).square() * torch.exp(HOMING * self.home)
-        height, width = found.shape[-2:]
-        down = torch.arange(height, device=frames.device) - (height - 1) / 2
-        right = torch.arange(width, device=frames.device) - (width - 1) / 2
-        amounts = found.sum((2, 3)) + NOTHING
-        places = torch.stack([(found.sum(3) * down).sum(2), (found.sum(2) * right).sum(2)], 2) / amounts[..., None]
-        return Places(places.unflatten(0, frames.shape[:2]), amounts.unflatten(0, frames.shape[:2]))
+        alike = self.tell(F.relu(self.seek(unusual))).pow(SHARP) * torch.exp(HOMING * self.home)
+        return alike.unflatten(0, frames.shape[:2])
+
+    @staticmethod
+    def find(looks: Tensor) -> Places:
+        """Where the movers are, from how pixels look (B, T, M, H, W)."""
+        height, width = looks.shape[-2:]
+        down = torch.arange(height, device=looks.device) - (height - 1) / 2
+        right = torch.arange(width, device=looks.device) - (width - 1) / 2
+        amounts = looks.sum((3, 4)) + NOTHING
+        places = torch.stack([(looks.sum(4) * down).sum(3), (looks.sum(3) * right).sum(3)], 3) / amounts[..., None]
+        return Places(places, amounts)
 
     @staticmethod
     def course(found: Places) -> Tensor:
-        """Of K frames: where movers are, how they went from frame to frame, and how much of them was there, as numbers
-        about 1, (B, 3 M K)."""
+        """Of K frames: where movers are, roughly and exactly, how they went from frame to frame, and how much of them
+        was there, as numbers about 1, (B, course_dim)."""
         places, amounts = found
         paths = torch.cat([places[:, -1:] / 16, places.diff(dim=1) / 2], 1)
-        return torch.cat([paths.flatten(1), amounts.log().flatten(1) / 8], 1)
+        waves = torch.stack([2 * math.pi / length * places[:, -1] for length in WAVELENGTHS], 1)
+        return torch.cat([x.flatten(1) for x in (paths, amounts.log() / 8, waves.sin(), waves.cos())], 1)
 
     @torch.no_grad()
     def remember_usual(self, frames: Tensor) -> None:
@@ -94,30 +103,30 @@ class Movers(nn.Module):
         self.usual.lerp_(frames.mean((0, 1)), share)
 
     def forward(self, course: Tensor, condition: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """The `course` of movers, the condition (B, C) and what was carried (B, CARRY) -> the share of each shift, down
+        """The `course` of movers, the condition (B, C) and what was carried (B, CARRY) -> logits of each shift, down
         and right, (B, M, 2, 2R + 1), what to carry on."""
         hidden = self.think(self.enter(course) + self.condition(condition))
         carry = self.remember(torch.cat([hidden, condition], 1), carry)
         out = self.out(self.decide(torch.cat([hidden, carry], 1)))
         motion, sharpness, free = out.unflatten(1, (self.count, 2, -1)).split([1, 1, 2 * self.reach + 1], dim=3)
         distance = (self.shifts - self.reach * motion).square()
-        return (free - WIDE * torch.exp(sharpness) * distance).softmax(3), carry
+        return free - WIDE * torch.exp(sharpness) * distance, carry
 
     def distance(self, places: Tensor, shares: Tensor, frame_size: tuple[int, int]) -> Tensor:
-        """How far each pixel is from halfway between a mover's place (B, M, 2) and where it goes, in reaches, squared:
-        (B, M, H, W)."""
-        halfway = places + (shares.detach() * self.shifts).sum(3) / 2
+        """How far each pixel is from a mover's place (B, M, 2) or from where it goes, whichever is nearer, in reaches,
+        squared: (B, M, H, W)."""
+        both = torch.stack([places, places + (shares * self.shifts).sum(3)])
         down, right = (
-            torch.arange(size, device=places.device) - (size - 1) / 2 - halfway[..., axis, None]
+            (torch.arange(size, device=places.device) - (size - 1) / 2 - both[..., axis, None]).square()
             for axis, size in enumerate(frame_size)
         )
-        return (down[..., None].square() + right[..., None, :].square()) / self.reach**2
+        return (down[..., None] + right[..., None, :]).amin(0) / self.reach**2
 
-    def copies(self, picture: Tensor, shares: Tensor) -> Tensor:
-        """The picture (B, 3, H, W) as each mover has it: (B, M, 3, H, W). What comes in from outside is the edge."""
+    def move(self, pictures: Tensor, shares: Tensor) -> Tensor:
+        """Pictures (B, M, C, H, W), each as its mover goes. What comes in from outside is the edge."""
         down, right = shares.unbind(2)
-        moved = self._shift(down, picture.shape[-2])[:, :, None] @ picture[:, None]
-        return moved @ self._shift(right, picture.shape[-1])[:, :, None].transpose(-1, -2)
+        moved = self._shift(down, pictures.shape[-2])[:, :, None] @ pictures
+        return moved @ self._shift(right, pictures.shape[-1])[:, :, None].transpose(-1, -2)
 
     def _shift(self, shares: Tensor, size: int) -> Tensor:
         """Matrices (B, M, size, size) that move a line of pixels by the shares (B, M, 2R + 1)."""

@@ -33,7 +33,8 @@ class LossWeights:
     changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
     ends: float = 0.0  # on latents near the ends of their range, where tanh has no gradient, beside the codec's loss
     moved: float = 4.0
-    movers: float = 1.0  # of a stage for the movers alone
+    spots: float = 1.0  # of a stage for the movers alone: where they stand
+    course: float = 0.3  # and where they go
     choice: float = 0.0  # see `choice_error`
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
     place: float = 1.0  # distance from the place that the camera was seen at, beyond the half pixel that is rounded

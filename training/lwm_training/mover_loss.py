@@ -1,49 +1,78 @@
-"""What teaches the movers: of what changed, each owns what its copy explains best, and learns to explain it better.
+"""What teaches the movers: to stand where something moves, each on its own thing, and to foretell where that goes.
 
 Masks alone teach them slowly: a copy that is a pixel off is not chosen, and a copy that is not chosen learns nothing.
 
-Shapes: B pictures of H x W pixels, in [-1, 1]; M movers, K context frames, T steps.
+Shapes: B clips of T + 1 frames of H x W pixels, in [-1, 1]; M movers, K context frames.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lwm_env.movers import CARRY, Places
+from lwm_env.movers import CARRY, NOTHING, Movers, Places
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
-from lwm_training.picture_loss import SURE, changes, emphasis
+from lwm_training.picture_loss import CHANGED
+
+SEEN = 10 * NOTHING  # how much of a mover there must be in a frame for it to be followed
+SHARING = 0.1  # squared reaches of distance by which another mover owns a pixel e times as well
+SPARSE = 3  # of so many frames one is looked at for where the movers stand
 
 
-def mover_error(copies: Tensor, distance: Tensor, frames: Tensor, target: Tensor) -> Tensor:
-    """Squared error of copies (B, M, 3, H, W) of the last of some frames (B, K, 3, H, W), of each where it is the best
-    and where any of the frames differs from the target (B, 3, H, W), so that what stops is taught too: (B,). The
-    `distance` (B, M, H, W) counts as an error, so that a mover is found where it explains something."""
-    errors = (copies - target[:, None]).square().sum(2)
-    around = F.avg_pool2d(errors, 3, stride=1, padding=1, count_include_pad=False) + SURE * distance
-    errors = errors + SURE * distance
-    owned = (-around / SURE).softmax(1).detach()
-    moving = torch.stack([changes(frame, target) for frame in frames.unbind(1)]).amax(0)
-    return ((owned * errors).sum(1) * emphasis(moving, 1.0)[:, 0]).mean((1, 2))
+def spread(movers: Movers, places: Tensor, weights: Tensor) -> Tensor:
+    """Mean distance, in reaches, squared, of pixels with weights (B, H, W) from the nearest of the places (B, M, 2):
+    what k-means minimises, with a soft choice of the nearest."""
+    still = movers.shifts.new_zeros(*places.shape, len(movers.shifts))
+    distance = movers.distance(places, still, weights.shape[-2:])
+    nearest = -SHARING * torch.logsumexp(-distance / SHARING, 1)
+    return (nearest * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
-def movers_error(model: WorldModel, batch: Batch, motion: Tensor, context: int) -> Tensor:
-    """That of the movers alone, along real frames and without drawing, with gradients through what they carry; mean
+def what_moves(movers: Movers, pixels: Tensor) -> Tensor:
+    """How unusual each pixel of frames (B, T + 1, 3, H, W) is, where its clip is not the same all the time:
+    (B, T + 1, H, W). The figures of a score stand still."""
+    moving = (pixels - pixels.mean(1, keepdim=True)).abs().amax((1, 2)) > CHANGED
+    return (pixels - movers.usual).square().sum(2) * moving[:, None]
+
+
+def shifts_to_take(found: Places, walks_from: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """The places (B, T + 1, M, 2) of movers that walk by whole pixels, as in a dream, from the frames `walks_from` (B,)
+    on and are at the real `found` places before; and the shifts of every step (B, T, M, 2) that keep them nearest to
+    these. What is out of sight, or too far off to be reached, is not followed: it gets no shift, and its real place."""
+    own, taken = [found.places[:, 0]], []
+    for t in range(found.places.shape[1] - 1):
+        shift = (found.places[:, t + 1] - own[-1]).round()
+        followed = (found.amounts[:, t : t + 2].amin(1) > SEEN) & (shift.abs().amax(2) <= reach)
+        walks = followed & (t >= walks_from)[:, None]
+        shift = shift * followed[..., None]
+        own.append(torch.where(walks[..., None], own[-1] + shift, found.places[:, t + 1]))
+        taken.append(shift)
+    return torch.stack(own, 1), torch.stack(taken, 1)
+
+
+def movers_errors(
+    model: WorldModel, batch: Batch, motion: Tensor, context: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Of the movers alone, without drawing: their `spread`, and the cross-entropy of every step's shift, in nats, mean
     over the valid steps from the `context`-th frame on. `motion` (B, T, 2) is the camera's."""
     movers, past = model.motion.movers, model.config.motion.context_frames
     count, steps = batch.actions.shape[:2]
     movers.remember_usual(batch.pixels)
-    places, amounts = movers.find(batch.pixels[:, :-1])
+    found = movers.find(movers.look(batch.pixels))
+    weights = what_moves(movers, batch.pixels)
+    some = slice(None, None, SPARSE)
+    spots = spread(movers, found.places[:, some].flatten(0, 1), weights[:, some].flatten(0, 1))
+
+    found = Places(*(part.detach() for part in found))
+    walks_from = torch.randint(0, steps, (count,), generator=generator).to(motion.device)
+    own, taken = shifts_to_take(found, walks_from, movers.reach)
     action = model.embed(batch.actions.flatten(0, 1)).unflatten(0, (count, steps))
     known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 2)
-    last_frames = [[max(0, t + k) for k in range(1 - past, 1)] for t in range(steps)]
-    carry, all_shares = places.new_zeros(count, CARRY), []
-    for t, seen in enumerate(last_frames):
-        shares, carry = movers(movers.course(Places(places[:, seen], amounts[:, seen])), known[:, t], carry)
-        all_shares.append(shares)
-    frames = torch.stack([batch.pixels[:, seen] for seen in last_frames[context - 1 :]], 1).flatten(0, 1)
-    target, shares = batch.pixels[:, context:].flatten(0, 1), torch.stack(all_shares[context - 1 :], 1).flatten(0, 1)
-    copies = movers.copies(frames[:, -1], shares)
-    distance = movers.distance(places[:, context - 1 :].flatten(0, 1), shares, frames.shape[-2:])
-    valid = batch.valid[:, context - 1 :].flatten()
-    return (mover_error(copies, distance, frames, target) * valid).sum() / valid.sum().clamp(min=1)
+    carry, errors = own.new_zeros(count, CARRY), []
+    for t in range(steps):
+        seen = [max(0, t + k) for k in range(1 - past, 1)]
+        logits, carry = movers(movers.course(Places(own[:, seen], found.amounts[:, seen])), known[:, t], carry)
+        errors.append(F.cross_entropy(logits.movedim(3, 1), (taken[:, t] + movers.reach).long(), reduction="none"))
+    valid = batch.valid[:, context - 1 :]
+    course = torch.stack(errors, 1)[:, context - 1 :].sum(3).mean(2)  # of both axes, the mean of the movers
+    return {"spots": spots, "course": (course * valid).sum() / valid.sum().clamp(min=1)}

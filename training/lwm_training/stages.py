@@ -11,7 +11,7 @@ from lwm_env.world_model import WorldModel
 from lwm_training.batch import as_batch, sightings
 from lwm_training.camera_loss import camera_unroll
 from lwm_training.loss import LossWeights, unroll_errors
-from lwm_training.mover_loss import movers_error
+from lwm_training.mover_loss import movers_errors
 from lwm_training.picture_loss import codec_error, end_error
 from lwm_training.recipe import Recipe, Stage
 from lwm_training.teacher import Teaching
@@ -35,7 +35,7 @@ class Objective(nn.Module):
             return camera_unroll(self.model, batch, context, self.stage.dreamed, self.teaching)
         if self.stage.trains == "movers":
             seen = sightings(self.model, batch)
-            return {"movers": movers_error(self.model, batch, seen.motion * seen.sure[..., None], context)}
+            return movers_errors(self.model, batch, seen.motion * seen.sure[..., None], context, generator)
         losses: dict[str, Tensor] = {}
         if self.teaching is not None and self.stage.trains in ("tokenizer", "joint"):
             losses["teacher_latent"] = self.teaching.latent_error(self.model, batch.pixels[:, 0])

@@ -10,7 +10,7 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.movers import CARRY, HABIT, Movers, Places, likeliest
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
-from lwm_training.mover_loss import SHARING, movers_errors, shifts_to_take, spread, what_moves
+from lwm_training.mover_loss import SHARING, Replay, movers_errors, shifts_to_take, spread, what_moves
 from lwm_training.recipe import Stage, load_recipe
 from lwm_training.stages import check_recipe, trained_parameters
 
@@ -146,8 +146,10 @@ def test_movers_learn_along_whole_clips_what_no_frame_shows(tiny_config, tiny_sp
         nothing = torch.zeros(count, steps)
         return Batch(pixels, presses[..., None], nothing[..., None].long(), nothing, nothing + 1)
 
+    replay = Replay()
+
     def errors(count: int) -> dict[str, torch.Tensor]:
-        return movers_errors(model, play(count), torch.zeros(count, 9, 2), 1, random)
+        return movers_errors(model, play(count), torch.zeros(count, 9, 2), 1, replay, random)
 
     optimiser = torch.optim.AdamW(model.motion.movers.parameters(), lr=3e-3)
     for _ in range(120):
@@ -157,6 +159,7 @@ def test_movers_learn_along_whole_clips_what_no_frame_shows(tiny_config, tiny_sp
         optimiser.step()
 
     with torch.no_grad():
+        replay = Replay()
         learned, found = errors(256), model.motion.movers.find(model.motion.movers.look(play(64).pixels))
     assert learned["spots"] < 0.01 and found.places.diff(dim=1)[..., 1].round().unique().tolist() == [0, 2]
     # a press seen alone moves the dot in half of the cases: 0.69 nats, for half of the steps

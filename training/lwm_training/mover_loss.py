@@ -5,6 +5,9 @@ Masks alone teach them slowly: a copy that is a pixel off is not chosen, and a c
 Shapes: B clips of T + 1 frames of H x W pixels, in [-1, 1]; M movers, K context frames.
 """
 
+from collections import deque
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,29 +53,63 @@ def shifts_to_take(found: Places, walks_from: Tensor, reach: int) -> tuple[Tenso
     return torch.stack(own, 1), torch.stack(taken, 1)
 
 
-def movers_errors(
-    model: WorldModel, batch: Batch, motion: Tensor, context: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Of the movers alone, without drawing: their `spread`, and the cross-entropy of every step's shift, in nats, mean
-    over the valid steps from the `context`-th frame on. `motion` (B, T, 2) is the camera's."""
-    movers, past = model.motion.movers, model.config.motion.context_frames
-    count, steps = batch.actions.shape[:2]
-    movers.remember_usual(batch.pixels)
-    found = movers.find(movers.look(batch.pixels))
-    weights = what_moves(movers, batch.pixels)
-    some = slice(None, None, SPARSE)
-    spots = spread(movers, found.places[:, some].flatten(0, 1), weights[:, some].flatten(0, 1))
+class Courses(NamedTuple):
+    """How movers went in some clips, and what is `known` to those who foretell it: (B, T, C); valid (B, T)."""
 
-    found = Places(*(part.detach() for part in found))
-    walks_from = torch.randint(0, steps, (count,), generator=generator).to(motion.device)
-    own, taken = shifts_to_take(found, walks_from, movers.reach)
-    action = model.embed(batch.actions.flatten(0, 1)).unflatten(0, (count, steps))
-    known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 2)
+    found: Places
+    known: Tensor
+    valid: Tensor
+
+
+class Replay:
+    """Batches of courses that were seen lately, to learn from many times: what costs is to find the movers, not to tell
+    where they go. Places that were found by younger weights stay as they are until newer batches replace them."""
+
+    def __init__(self, size: int = 256) -> None:
+        self._seen: deque[Courses] = deque(maxlen=size)
+
+    def mix(self, courses: Courses, generator: torch.Generator, others: int = 7) -> Courses:
+        """Remember a batch, and return it with some others of clips that are as long."""
+        alike = [old for old in self._seen if old.valid.shape[1] == courses.valid.shape[1]]
+        chosen = [alike[k] for k in torch.randperm(len(alike), generator=generator)[:others]]
+        self._seen.append(courses)
+        batches = [courses, *chosen]
+        places, amounts = (torch.cat(parts) for parts in zip(*(batch.found for batch in batches), strict=True))
+        known, valid = (torch.cat(parts) for parts in zip(*((b.known, b.valid) for b in batches), strict=True))
+        return Courses(Places(places, amounts), known, valid)
+
+
+def course_error(movers: Movers, courses: Courses, past: int, context: int, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of every step's shift, in nats, from the last `past` frames, with gradients through what is
+    carried; mean over the movers and the valid steps from the `context`-th frame on."""
+    count, steps = courses.valid.shape
+    walks_from = torch.randint(0, steps, (count,), generator=generator).to(courses.valid.device)
+    own, taken = shifts_to_take(courses.found, walks_from, movers.reach)
     carry, errors = own.new_zeros(count, CARRY), []
     for t in range(steps):
         seen = [max(0, t + k) for k in range(1 - past, 1)]
-        logits, carry = movers(movers.course(Places(own[:, seen], found.amounts[:, seen])), known[:, t], carry)
+        course = movers.course(Places(own[:, seen], courses.found.amounts[:, seen]))
+        logits, carry = movers(course, courses.known[:, t], carry)
         errors.append(F.cross_entropy(logits.movedim(3, 1), (taken[:, t] + movers.reach).long(), reduction="none"))
-    valid = batch.valid[:, context - 1 :]
-    course = torch.stack(errors, 1)[:, context - 1 :].sum(3).mean(2)  # of both axes, the mean of the movers
-    return {"spots": spots, "course": (course * valid).sum() / valid.sum().clamp(min=1)}
+    valid = courses.valid[:, context - 1 :]
+    error = torch.stack(errors, 1)[:, context - 1 :].sum(3).mean(2)  # of both axes, the mean of the movers
+    return (error * valid).sum() / valid.sum().clamp(min=1)
+
+
+def movers_errors(
+    model: WorldModel, batch: Batch, motion: Tensor, context: int, replay: Replay, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Of the movers alone, without drawing: their `spread`, and the `course_error` of the batch and of some that were
+    seen before. `motion` (B, T, 2) is the camera's."""
+    movers = model.motion.movers
+    movers.remember_usual(batch.pixels)
+    some = slice(None, None, SPARSE)
+    weights = what_moves(movers, batch.pixels)[:, some]
+    spots = spread(movers, movers.find(movers.look(batch.pixels[:, some])).places.flatten(0, 1), weights.flatten(0, 1))
+    with torch.no_grad():
+        found = movers.find(movers.look(batch.pixels))
+    action = model.embed(batch.actions.flatten(0, 1)).unflatten(0, batch.valid.shape)
+    known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 2)
+    courses = replay.mix(Courses(found, known, batch.valid), generator)
+    past = model.config.motion.context_frames
+    return {"spots": spots, "course": course_error(movers, courses, past, context, generator)}

@@ -11,7 +11,7 @@ from lwm_env.world_model import WorldModel
 from lwm_training.batch import as_batch, sightings
 from lwm_training.camera_loss import camera_unroll
 from lwm_training.loss import LossWeights, unroll_errors
-from lwm_training.mover_loss import movers_errors
+from lwm_training.mover_loss import Replay, movers_errors
 from lwm_training.picture_loss import codec_error, end_error
 from lwm_training.recipe import Recipe, Stage
 from lwm_training.teacher import Teaching
@@ -26,6 +26,7 @@ class Objective(nn.Module):
     def __init__(self, model: WorldModel, stage: Stage, weights: LossWeights, teaching: Teaching | None = None) -> None:
         super().__init__()
         self.model, self.stage, self.weights, self.teaching = model, stage, weights, teaching
+        self.replay = Replay()
         if teaching is not None:
             teaching.compare_tokens(model)
 
@@ -35,7 +36,8 @@ class Objective(nn.Module):
             return camera_unroll(self.model, batch, context, self.stage.dreamed, self.teaching)
         if self.stage.trains == "movers":
             seen = sightings(self.model, batch)
-            return movers_errors(self.model, batch, seen.motion * seen.sure[..., None], context, generator)
+            motion = seen.motion * seen.sure[..., None]
+            return movers_errors(self.model, batch, motion, context, self.replay, generator)
         losses: dict[str, Tensor] = {}
         if self.teaching is not None and self.stage.trains in ("tokenizer", "joint"):
             losses["teacher_latent"] = self.teaching.latent_error(self.model, batch.pixels[:, 0])

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lwm_env.flow import Flow
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
 from lwm_env.movers import CARRY, Movers, likeliest
 
 FAINT = 0.02  # masks below this share are none
+FLOW = 6  # the flow's copy among the sources, if there is one
 NEAR, FAR = 3.0, 12.0  # at first a mover's copy is chosen within half its reach, where this is less than NEAR / FAR
 
 
@@ -33,12 +35,13 @@ class MotionConfig:
     attention_blocks: int = 0  # spatial attention between the bottleneck's convolutions
     refine_blocks: int = 2  # between the views of the canvas and the masks
     memory_dim: int = 0  # numbers kept from step to step: what no picture shows, such as whose serve it is
+    flow: bool = False  # for views that turn, see `Flow`
     movers: int = 0  # things that move by themselves, see `Movers`
     reach: int = 8  # pixels a step that they move by at most
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (0 if name in ("attention_blocks", "memory_dim", "movers") else 1):
+            if value < (0 if name in ("attention_blocks", "memory_dim", "flow", "movers") else 1):
                 raise ValueError(f"MotionConfig.{name} must be positive, got {value}")
 
 
@@ -46,7 +49,7 @@ class Reading(NamedTuple):
     """What the last frames and the action tell."""
 
     features: Tensor  # (B, 2C, h, w)
-    copies: Tensor  # (B, M, 3, H, W), the last picture as each mover has it
+    copies: Tensor  # (B, F + M, 3, H, W), the last picture as the flow and each mover have it
     shown: Tensor  # (B, 2 M, H, W), the share of each mover that a pixel shows, and that it will show
     distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
     memory: Tensor  # (B, kept_dim), from now on
@@ -73,9 +76,10 @@ class Motion(nn.Module):
         self.older = Pointwise(4 * pixels * self.num_older, wide) if self.num_older > 0 else None
         self.down = Pointwise(4 * dim, wide)
         self.condition = nn.Sequential(nn.Linear(action_dim + 4 + config.memory_dim, wide), nn.SiLU())
+        frame_size = (cells[0] * patch, cells[1] * patch)
+        self.flow = Flow(wide, (cells[0] // 2, cells[1] // 2), frame_size) if config.flow else None
         self.movers = None
         if config.movers:
-            frame_size = (cells[0] * patch, cells[1] * patch)
             self.movers = Movers(config.movers, config.reach, config.context_frames, frame_size, action_dim + 4)
             self.locality = nn.Parameter(torch.tensor(FAR))  # how much the distance from a mover counts
         if config.memory_dim:
@@ -86,14 +90,15 @@ class Motion(nn.Module):
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         self.up = Pointwise(wide, 4 * dim)
-        self.merge = Pointwise(2 * dim + pixels + patch**2 + config.movers * (pixels + 2 * patch**2), dim)
+        seen = (1 + self.num_copies) * pixels + (1 + 2 * config.movers) * patch**2
+        self.merge = Pointwise(2 * dim + seen, dim)
         self.position = None  # of each cell; with movers a place in the picture means something
         if config.movers:
             self.position = nn.Parameter(torch.zeros(dim, *cells))
         self.phase = nn.Sequential(nn.Linear(action_dim + 4, wide), nn.SiLU())
         self.tints = nn.ModuleList([nn.Linear(wide, 2 * dim) for _ in range(config.refine_blocks)])
         self.refine = nn.ModuleList([ConvBlock(dim) for _ in range(config.refine_blocks)])
-        self.layers = Pointwise(dim, (4 + 2 + config.movers + 3) * patch**2)
+        self.layers = Pointwise(dim, (4 + 2 + self.num_copies + 3) * patch**2)
         self.write = Pointwise(2 * dim, patch**2)
         self.rounding = nn.Parameter(torch.tensor(4.0))  # how much a whole motion's distance from the estimate counts
         for linear in [*self.films, *self.tints, self.layers, self.write]:
@@ -101,7 +106,12 @@ class Motion(nn.Module):
             nn.init.zeros_(linear.bias)
         nn.init.constant_(self.write.bias, 3.0)
         nn.init.constant_(self.layers.bias[4 * patch**2 : 6 * patch**2], -2.0)  # the canvas first
-        nn.init.constant_(self.layers.bias[6 * patch**2 : (6 + config.movers) * patch**2], NEAR)
+        nn.init.constant_(self.layers.bias[6 * patch**2 : (6 + self.num_copies) * patch**2], NEAR)
+
+    @property
+    def num_copies(self) -> int:
+        """How many copies of the last picture the masks choose among."""
+        return self.config.flow + self.config.movers
 
     @property
     def kept_dim(self) -> int:
@@ -124,6 +134,8 @@ class Motion(nn.Module):
                 x = self.attention[index](x)
         last = frames[:, -1]
         copies, shown, distance, course = last[:, None][:, :0], last[:, :0], last[:, :0], action[:, :0]
+        if self.flow is not None:
+            copies = self.flow(x, last)[:, None]
         if self.movers is not None:
             looks = self.movers.look(frames)
             found = self.movers.find(looks)
@@ -132,7 +144,8 @@ class Motion(nn.Module):
             shares = likeliest(logits)
             here = looks[:, -1] / found.amounts[:, -1, :, None, None]
             pictures = torch.cat([last[:, None].expand(-1, self.config.movers, -1, -1, -1), here[:, :, None]], 2)
-            copies, there = self.movers.move(pictures, shares).split([3, 1], 2)
+            moved, there = self.movers.move(pictures, shares).split([3, 1], 2)
+            copies = torch.cat([copies, moved], 1)
             shown = torch.cat([here, there[:, :, 0]], 1)
             distance = self.movers.distance(found.places[:, -1], shares, last.shape[-2:])
         if self.config.memory_dim:
@@ -158,9 +171,9 @@ class Motion(nn.Module):
         for block, tint in zip(self.refine, self.tints, strict=True):
             features = block(features, tint(phase))
         layers = F.pixel_shuffle(self.layers(F.silu(features)), self.patch)
-        masks, drawn = layers.split([6 + self.config.movers, 3], dim=1)
+        masks, drawn = layers.split([6 + self.num_copies, 3], dim=1)
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
-        canvas, others, movers = masks.split([4, 2, self.config.movers], 1)
+        canvas, others, movers = masks.split([4, 2 + self.config.flow, self.config.movers], 1)
         if self.movers is not None:
             movers = movers - F.softplus(self.locality) * reading.distance
         masks = torch.cat([canvas + nearness, others, movers], 1)

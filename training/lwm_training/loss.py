@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
+from lwm_env.motion import FLOW
 from lwm_env.registration import Sighting
 from lwm_env.world_model import Belief, Proposal, WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
 from lwm_training.camera_loss import LOST, camera_errors
+from lwm_training.flow_loss import flow_error
 from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, picture_error
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class LossWeights:
     spots: float = 1.0  # of a stage for the movers alone: where they stand
     course: float = 0.3  # and where they go
     choice: float = 0.0  # see `choice_error`
+    flow: float = 4.0  # see `flow_error`
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
     place: float = 1.0  # distance from the place that the camera was seen at, beyond the half pixel that is rounded
     tokens: float = 0.25
@@ -119,6 +122,8 @@ def step_errors(
         "reward": mean_valid(rewards.view(len(alike), -1), alike),
         "end": mean_valid(ends, alike),
     }
+    if model.motion.flow is not None:
+        losses["flow"] = mean_valid(flow_error(proposal.sources[:, FLOW], target), seen_alike)
     if weights.choice:
         error = choice_error(proposal.masks, proposal.sources, target, emphasised)
         losses["choice"] = mean_valid(error, seen_alike)

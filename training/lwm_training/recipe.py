@@ -28,7 +28,7 @@ class Model(_Strict):
     """`[model]`: a size from `lwm presets`, and numbers of it to change, such as `motion.dim = 48`."""
 
     preset: Literal["nano", "small", "base", "large"] = "nano"
-    overrides: dict[str, int | float] = Field(default_factory=dict)  # dotted name -> number
+    overrides: dict[str, bool | int | float] = Field(default_factory=dict)  # dotted name -> value
 
 
 class Data(_Strict):
@@ -54,7 +54,7 @@ class Stage(_Strict):
     """`[[train.stages]]`: one phase of training, as long as `steps` or as `minutes` say."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
-    trains: Literal["tokenizer", "camera", "movers", "dynamics", "joint"]  # dynamics: all but encoder, camera
+    trains: Literal["tokenizer", "camera", "movers", "flow", "dynamics", "joint"]  # dynamics: all but encoder, camera
     steps: Positive | None = None
     minutes: PositiveFloat | None = None  # of wall-clock time: such a run cannot be repeated bit for bit
     learning_rate: PositiveFloat

@@ -10,6 +10,7 @@ from lwm_env.presets import PRESETS
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import as_batch, sightings
 from lwm_training.camera_loss import camera_unroll
+from lwm_training.flow_loss import flow_parts, flow_unroll
 from lwm_training.loss import LossWeights, unroll_errors
 from lwm_training.mover_loss import Replay, movers_errors
 from lwm_training.picture_loss import codec_error, end_error
@@ -38,6 +39,8 @@ class Objective(nn.Module):
             seen = sightings(self.model, batch)
             motion = seen.motion * seen.sure[..., None]
             return movers_errors(self.model, batch, motion, context, self.replay, generator)
+        if self.stage.trains == "flow":
+            return {"flow": flow_unroll(self.model, batch, context)}
         losses: dict[str, Tensor] = {}
         if self.teaching is not None and self.stage.trains in ("tokenizer", "joint"):
             losses["teacher_latent"] = self.teaching.latent_error(self.model, batch.pixels[:, 0])
@@ -55,13 +58,14 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
     """The parameters of a stage, with the adapters to a teacher; the others are frozen."""
     model.requires_grad_(False)
     parts = {
-        "tokenizer": [model.tokenizer],
-        "camera": [model.camera],
-        "movers": [model.motion.movers],
-        "dynamics": [model],
-        "joint": [model],
+        "tokenizer": lambda: [model.tokenizer],
+        "camera": lambda: [model.camera],
+        "movers": lambda: [model.motion.movers],
+        "flow": lambda: flow_parts(model.motion),
+        "dynamics": lambda: [model],
+        "joint": lambda: [model],
     }[stage.trains]
-    for part in parts:
+    for part in parts():
         part.requires_grad_(True)
     if stage.trains == "dynamics":
         model.tokenizer.encoder.requires_grad_(False)
@@ -92,8 +96,11 @@ def check_recipe(recipe: Recipe, num_processes: int) -> None:
     for stage in recipe.train.stages:
         LossWeights.from_recipe(stage.loss)
         _check_taught(recipe, stage)
-        if stage.trains == "movers" and not PRESETS[recipe.model.preset].override(recipe.model.overrides).motion.movers:
-            raise ConfigMismatch(f"the stage {stage.name} trains movers, but the model has none. Set motion.movers.")
+        motion = PRESETS[recipe.model.preset].override(recipe.model.overrides).motion
+        if stage.trains in ("movers", "flow") and not getattr(motion, stage.trains):
+            raise ConfigMismatch(
+                f"the stage {stage.name} trains {stage.trains}, but the model has none. Set motion.{stage.trains}."
+            )
         longest = (1 if stage.trains == "tokenizer" else stage.context) - 1 + stage.unroll
         if recipe.data.kind == "stream" and longest > recipe.data.shard_steps:
             raise ConfigMismatch(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lwm_env.flow import Flow
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
-from lwm_env.movers import CARRY, Movers, likeliest
+from lwm_env.movers import CARRY, Movers
+from lwm_env.registration import Sighting
 
 FAINT = 0.02  # masks below this share are none
 FLOW = 6  # the flow's copy among the sources, if there is one
@@ -118,9 +119,18 @@ class Motion(nn.Module):
         """How many numbers are kept from step to step: the memory, and what the movers carry."""
         return self.config.memory_dim + (0 if self.movers is None else CARRY)
 
-    def read(self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor, memory: Tensor) -> Reading:
+    def read(
+        self,
+        frames: Tensor,
+        action: Tensor,
+        motion: Tensor,
+        offset: Tensor,
+        memory: Tensor,
+        seen: Sighting | None = None,
+    ) -> Reading:
         """Frames (B, K, 3, H, W), embedded action (B, A), the camera's next motion (B, 2), the fraction of a pixel
-        left over by it (B, 2) and the memory (B, kept_dim)."""
+        left over by it (B, 2) and the memory (B, kept_dim); what was `seen` of the movers' next shifts overrules
+        theirs."""
         recent = self.recent(F.pixel_unshuffle(frames[:, -2:].flatten(1, 2), self.patch))
         x = self.down(F.pixel_unshuffle(F.silu(recent), 2))
         if self.older is not None:
@@ -141,7 +151,7 @@ class Motion(nn.Module):
             found = self.movers.find(looks)
             course = self.movers.course(found)
             logits, carry = self.movers(course, known, carry)
-            shares = likeliest(logits)
+            shares = self.movers.choose(logits, seen)
             here = looks[:, -1] / found.amounts[:, -1, :, None, None]
             pictures = torch.cat([last[:, None].expand(-1, self.config.movers, -1, -1, -1), here[:, :, None]], 2)
             moved, there = self.movers.move(pictures, shares).split([3, 1], 2)

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env.layers import Pointwise
+from lwm_env.registration import Sighting
 
 WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every motion within reach is felt
 SEEKERS = 8  # channels that look for the movers
 CARRY = 64  # numbers kept from step to step: what no frame shows, such as a paddle's knob turned beyond the field's end
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
+SEEN = 10 * NOTHING  # and for it to be followed
 SHARP = 4  # a power, which a pixel that looks only a little like a mover does not survive
 WAVELENGTHS = (4.0, 8.0, 16.0, 32.0)  # pixels, of the waves that tell a place exactly
 HOMING = 10.0  # how fast it is learned where a mover is looked for
@@ -86,6 +88,21 @@ class Movers(nn.Module):
         amounts = looks.sum((3, 4)) + NOTHING
         places = torch.stack([(looks.sum(4) * down).sum(3), (looks.sum(3) * right).sum(3)], 3) / amounts[..., None]
         return Places(places, amounts)
+
+    def sight(self, before: Tensor, after: Tensor) -> Sighting:
+        """How each mover went between two pictures (B, 3, H, W): motion (B, M, 2) in whole pixels, and whether it was
+        there in both and within reach, (B, M)."""
+        places, amounts = self.find(self.look(torch.stack([before, after], 1)))
+        motion = (places[:, 1] - places[:, 0]).round()
+        return Sighting(motion, (amounts.amin(1) > SEEN) & (motion.abs().amax(2) <= self.reach))
+
+    def choose(self, logits: Tensor, seen: Sighting | None) -> Tensor:
+        """The shares (B, M, 2, 2R + 1) of the shift that each mover takes: the one that was seen, or the likeliest."""
+        shares = likeliest(logits)
+        if seen is None:
+            return shares
+        taken = (self.shifts == seen.motion[..., None]).to(shares.dtype)
+        return torch.where(seen.sure[..., None, None], taken, shares)
 
     @staticmethod
     def course(found: Places) -> Tensor:

@@ -158,15 +158,17 @@ class WorldModel(nn.Module):
         left = (total - whole).clamp(-0.5, 0.5)
         return whole, torch.cat([estimate, (whole + left - total).detach()], 1), left
 
-    def anticipate(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Anticipation:
+    def anticipate(
+        self, belief: Belief, action: Tensor, sighting: Sighting | None = None, movers: Sighting | None = None
+    ) -> Anticipation:
         """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
-        next frame corrects the estimate."""
+        next frame corrects the estimate, and one of the movers (B, M, 2) their shifts."""
         action = self.embed(action)
         last = belief.frames[:, -1]
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
         whole, motion, offset = self.correct(belief.offset, estimate, sighting)
         travel = (whole + offset - belief.offset).detach()
-        reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory)
+        reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory, movers)
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
         return Anticipation(reading, estimate, motion, travel, carry, move_whole(canvas, whole), offset)
 
@@ -184,9 +186,11 @@ class WorldModel(nn.Module):
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
         return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, ahead.reading.memory)
 
-    def propose(self, belief: Belief, action: Tensor, sighting: Sighting | None = None) -> Proposal:
-        """Everything about the next step that is known before sampling."""
-        ahead = self.anticipate(belief, action, sighting)
+    def propose(
+        self, belief: Belief, action: Tensor, sighting: Sighting | None = None, movers: Sighting | None = None
+    ) -> Proposal:
+        """Everything about the next step that is known before sampling; sightings as for `anticipate`."""
+        ahead = self.anticipate(belief, action, sighting, movers)
         views = self.canvas.views(ahead.canvas, ahead.offset.detach())
         composed = self.motion.compose(
             ahead.reading, belief.frames[:, -1], views, self.embed(action), ahead.travel

@@ -14,7 +14,7 @@ from lwm_training import camera_loss
 from lwm_training.batch import as_batch, at, mean_valid, sightings
 from lwm_training.camera_loss import camera_errors, camera_unroll, motion_distance
 from lwm_training.clips import Clips
-from lwm_training.loss import LossWeights, total_error, unroll_errors
+from lwm_training.loss import LossWeights, total_error, guidance, unroll_errors
 from lwm_training.picture_loss import changes, choice_error, elsewhere, emphasis, end_error, picture_error
 
 
@@ -215,6 +215,23 @@ def test_a_dream_that_parted_from_the_game_is_compared_no_more(tiny_config, tiny
 
     for name in ("moved", "tokens", "drawn", "reward", "end"):
         assert whole[name].item() == pytest.approx(first[name].item() / 3, rel=1e-4), name
+
+
+def test_camera_and_movers_are_led_in_guided_clips_alone(tiny_config, tiny_spec):
+    model = WorldModel(tiny_config.override({"motion.movers": 1}), tiny_spec)
+    before, after = torch.zeros(2, 3, 16, 16), torch.zeros(2, 3, 16, 16)
+    before[:, :, 4, 4] = after[:, :, 5, 6] = 1.0
+    with torch.no_grad():  # a mover is what is bright
+        model.motion.movers.seek.weight.zero_()[:, :, 2, 2] = 1.0
+        model.motion.movers.tell.weight.fill_(1.0)
+    camera = Sighting(torch.ones(2, 2), torch.tensor([True, True]))
+
+    led, movers = guidance(model, model.believe(before), after, camera, torch.tensor([True, False]))
+
+    assert led.sure.tolist() == [True, False] and movers.sure.tolist() == [[True], [False]]
+    assert movers.motion[0, 0].tolist() == [1, 2]
+    proposal = model.propose(model.believe(before), torch.zeros(2, 1, dtype=torch.long), led, movers)
+    assert proposal.sources[0, -1, 0, 5, 6] == 1.0  # the copy of the mover
 
 
 def test_clips_without_a_valid_step_teach_no_step(model):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.movers import CARRY, HABIT, Movers, Places, likeliest
+from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
 from lwm_training.mover_loss import SHARING, Replay, movers_errors, shifts_to_take, spread, what_moves
@@ -115,6 +116,32 @@ def test_what_vanishes_or_jumps_is_not_followed():
     assert taken[0, :, 0, 0].tolist() == [1, 0, 0] and torch.equal(own, places)
     always_there = found._replace(amounts=torch.ones(1, 4, 1))
     assert shifts_to_take(always_there, torch.tensor([0]), reach=3)[1][0, 2].tolist() == [[0, 0]]
+
+
+def test_a_shift_that_was_seen_overrules_the_likeliest_one():
+    movers = Movers(2, 2, 3, (8, 8), 5)
+    logits = F.one_hot(torch.tensor([[0, 2], [4, 2]]), 5).float()[None]  # up by two, and down by two
+    seen = Sighting(torch.tensor([[[1.0, -1.0], [1.0, -1.0]]]), torch.tensor([[True, False]]))
+
+    shares = movers.choose(logits, seen)
+
+    assert shares.argmax(3)[0].tolist() == [[3, 1], [4, 2]] and torch.equal(movers.choose(logits, None), logits)
+
+
+def test_a_mover_is_seen_to_go_by_whole_pixels_unless_it_is_gone_or_too_far_off():
+    movers, pictures = Movers(1, 2, 3, (8, 8), 5), torch.zeros(4, 2, 3, 8, 8)
+    with torch.no_grad():  # it is what is bright
+        movers.seek.weight.zero_()[:, :, 2, 2] = 1.0
+        movers.tell.weight.fill_(1.0)
+    pictures[0, 0, :, 4, 3] = pictures[0, 1, :, 3, 5] = 1.0
+    pictures[1, 0, :, 4, 3] = 1.0
+    pictures[2, 0, :, 4, 3] = pictures[2, 1, :, 4, 6] = 1.0
+    pictures[3, 0, :, 4, 3] = pictures[3, 1, :, 4, 3:5] = 1.0  # half a pixel on
+
+    seen = movers.sight(*pictures.unbind(1))
+
+    assert seen.sure[:, 0].tolist() == [True, False, False, True]
+    assert seen.motion[0, 0].tolist() == [-1, 2] and seen.motion[3, 0].abs().max() <= 1
 
 
 def test_what_is_usual_is_the_mean_of_what_was_seen_lately():

@@ -78,6 +78,18 @@ def moved_by(belief: Belief, proposal: Proposal) -> Tensor:
     return (belief.offset + estimate + correction - proposal.offset).detach().round()
 
 
+def guidance(
+    model: WorldModel, belief: Belief, target: Tensor, camera: Sighting, guided: Tensor
+) -> tuple[Sighting, Sighting | None]:
+    """How the camera and the movers go to the target (B, 3, H, W), as far as it is seen and in `guided` clips (B,)."""
+    movers = None
+    if model.motion.movers is not None:
+        with torch.no_grad():
+            seen = model.motion.movers.sight(belief.frames[:, -1], target)
+        movers = Sighting(seen.motion, seen.sure & guided[:, None])
+    return Sighting(camera.motion, camera.sure & guided), movers
+
+
 class Drawn(NamedTuple):
     """What a step drew: the picture (B, 3, H, W), and the logits of reward (B, P, R) and end (B,) seen in it."""
 
@@ -145,7 +157,8 @@ def unroll_errors(
 
     A dream that is a pixel off the real camera cannot be compared with the real frames: it would learn to blur. So some
     clips are guided by the real camera; the others go their own way, and their pictures count until they go astray.
-    Likewise with movers: once a ball is elsewhere, drawing it where it really is would be learned as a fading ball.
+    Likewise with movers: once a ball is elsewhere, drawing it where it really is would be learned as a fading ball. And
+    a mask that often sees its copy a pixel off learns to mix it with others. So in guided clips movers go as they do.
 
     A teacher tells at every step what it would predict from where the student is, also where its own dream has
     led, however far from the real game that is.
@@ -164,15 +177,16 @@ def unroll_errors(
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
-        proposal = model.propose(belief, batch.actions[:, t], Sighting(sighting.motion, sighting.sure & guided))
+        camera, movers = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided)
+        proposal = model.propose(belief, batch.actions[:, t], camera, movers)
         followed = followed & (sighting.sure | guided)
-        camera = camera_errors(proposal.estimate, belief.offset + astray, sighting, followed)
+        errors = camera_errors(proposal.estimate, belief.offset + astray, sighting, followed)
         whole = (belief.offset + proposal.estimate - proposal.offset).detach()
         astray = astray + torch.where((sighting.sure & ~guided)[:, None], whole - sighting.motion.round(), 0)
         from_truth = chosen_with(weights.true_tokens)
         strayed = torch.where(parted, LOST, astray.abs().amax(1))
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, strayed)
-        losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in camera.items()}
+        losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in errors.items()}
         if model.motion.movers is not None:
             parted = parted | (dreams & elsewhere(drawn.picture.detach(), batch.pixels[:, t + 1]))
         picture = torch.where(dreams[:, None, None, None], drawn.picture.clamp(-1, 1), batch.pixels[:, t + 1])

@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lwm_env.movers import CARRY, NOTHING, Movers, Places
+from lwm_env.movers import CARRY, SEEN, Movers, Places
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
 from lwm_training.picture_loss import CHANGED
 
-SEEN = 10 * NOTHING  # how much of a mover there must be in a frame for it to be followed
 SHARING = 0.1  # squared reaches of distance by which another mover owns a pixel e times as well
 SPARSE = 3  # of so many frames one is looked at for where the movers stand
 

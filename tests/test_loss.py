@@ -14,7 +14,7 @@ from lwm_training import camera_loss
 from lwm_training.batch import as_batch, at, mean_valid, sightings
 from lwm_training.camera_loss import camera_errors, camera_unroll, motion_distance
 from lwm_training.clips import Clips
-from lwm_training.loss import LossWeights, total_error, guidance, unroll_errors
+from lwm_training.loss import LossWeights, guidance, total_error, unroll_errors
 from lwm_training.picture_loss import changes, choice_error, elsewhere, emphasis, end_error, picture_error
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from lwm_env.flow import Flow
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
-from lwm_env.movers import CARRY, Movers
+from lwm_env.movers import CARRY, NOTHING, Movers
 from lwm_env.registration import Sighting
 
 FAINT = 0.02  # masks below this share are none
+PRESENT = 6.0  # at first a pixel that shows most of a mover is chosen e to the power of this times as readily
 FLOW = 6  # the flow's copy among the sources, if there is one
 NEAR, FAR = 3.0, 12.0  # at first a mover's copy is chosen within half its reach, where this is less than NEAR / FAR
 
@@ -51,7 +52,7 @@ class Reading(NamedTuple):
 
     features: Tensor  # (B, 2C, h, w)
     copies: Tensor  # (B, F + M, 3, H, W), the last picture as the flow and each mover have it
-    shown: Tensor  # (B, 2 M, H, W), the share of each mover that a pixel shows, and that it will show
+    shown: Tensor  # (B, 2 M, H, W), how much a pixel shows of each mover, 1 at most, and will show
     distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
     memory: Tensor  # (B, kept_dim), from now on
 
@@ -83,6 +84,7 @@ class Motion(nn.Module):
         if config.movers:
             self.movers = Movers(config.movers, config.reach, config.context_frames, frame_size, action_dim + 4)
             self.locality = nn.Parameter(torch.tensor(FAR))  # how much the distance from a mover counts
+            self.presence = nn.Parameter(torch.tensor(PRESENT))  # and that a pixel will show it
         if config.memory_dim:
             course_dim = self.movers.course_dim if self.movers else 0
             self.notice = Pointwise(wide, 2 * config.memory_dim)
@@ -152,7 +154,7 @@ class Motion(nn.Module):
             course = self.movers.course(found)
             logits, carry = self.movers(course, known, carry)
             shares = self.movers.choose(logits, seen)
-            here = looks[:, -1] / found.amounts[:, -1, :, None, None]
+            here = looks[:, -1] / looks[:, -1].amax((2, 3), keepdim=True).clamp(min=NOTHING)
             pictures = torch.cat([last[:, None].expand(-1, self.config.movers, -1, -1, -1), here[:, :, None]], 2)
             moved, there = self.movers.move(pictures, shares).split([3, 1], 2)
             copies = torch.cat([copies, moved], 1)
@@ -185,7 +187,8 @@ class Motion(nn.Module):
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
         canvas, others, movers = masks.split([4, 2 + self.config.flow, self.config.movers], 1)
         if self.movers is not None:
-            movers = movers - F.softplus(self.locality) * reading.distance
+            shows = reading.shown[:, self.config.movers :]
+            movers = movers - F.softplus(self.locality) * reading.distance + self.presence * shows
         masks = torch.cat([canvas + nearness, others, movers], 1)
         masks = (masks - masks.amax(1, keepdim=True)).exp()
         masks = torch.cat([masks[:, :4] * views.known[:, :, 0].clamp(min=1e-3), masks[:, 4:]], 1)

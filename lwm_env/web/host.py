@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from lwm_env.web.guard import INGRESS_HEADER
+from lwm_env.web.hosting import Busy
 from lwm_env.web.supervisor import EngineLost
 
 POLL_SECONDS = 1.0
@@ -128,12 +129,15 @@ class Host:
                 return answer.status, await answer.read()
 
     async def websocket(self, target: str, headers: Headers) -> aiohttp.ClientWebSocketResponse:
-        """An open WebSocket to the host; raises HostLost."""
+        """An open WebSocket to the host; raises HostLost, or Busy when it takes none."""
         with self._reaching() as (session, url):
             told = [*headers, (INGRESS_HEADER, self._secret)]
             where = URL(url + target, encoded=True)
             patience = aiohttp.ClientWSTimeout(ws_close=1.0)
-            return await session.ws_connect(where, headers=told, max_msg_size=0, timeout=patience)
+            try:
+                return await session.ws_connect(where, headers=told, max_msg_size=0, timeout=patience)
+            except aiohttp.WSServerHandshakeError as error:
+                raise Busy(f"host {self.number} takes no more connections now ({error.status}).") from error
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[tuple[aiohttp.ClientSession, str]]:

@@ -135,7 +135,14 @@ async def _readyz(request: Request) -> Response:
     """200 while there is a host that can be played on; the state of each, and of all engines as one server tells it."""
     ingress = _of(request)
     unknown = [{"ready": False, "restarts": 0}]  # of a host that is lost
-    hosts = [{"ready": host.ready, "engines": host.facts.engines if host.facts else unknown} for host in ingress.hosts]
+    hosts = [
+        {
+            "reached": host.facts is not None,
+            "ready": host.ready,
+            "engines": host.facts.engines if host.facts else unknown,
+        }
+        for host in ingress.hosts
+    ]
     engines = [engine for host in hosts for engine in host["engines"]]
     told = {"ready": ingress.ready, "draining": ingress.draining, "engines": engines, "hosts": hosts}
     return JSONResponse(told, 200 if ingress.ready else 503)
@@ -246,7 +253,7 @@ async def _play(websocket: WebSocket) -> None:
         code, reason = protocol.TOO_SLOW, "no attach message came"
     except NoSuchRoom as error:
         code, reason = protocol.NO_ROOM, str(error)
-    except HostLost as error:
+    except (Busy, HostLost) as error:
         code, reason = protocol.TRY_AGAIN_LATER, str(error)
     except (ValueError, KeyError):  # KeyError: bytes came
         code, reason = protocol.MALFORMED, "the first message must be an attach message"

@@ -37,6 +37,7 @@ except ModuleNotFoundError as error:
 START_SECONDS = 30.0  # for a host's first answer, once Serve says that it runs
 STOP_SECONDS = 10.0  # that a host has to keep its rooms and end
 SECRET_BYTES = 32
+APP = "lwm-host-"  # and its number: what a host is called in Serve
 
 log = logging.getLogger("lwm.ray")
 
@@ -72,7 +73,8 @@ class RoomHost:
     def check_health(self) -> None:
         """Called by Serve, which replaces a host where this raises."""
         if self._serving.done():
-            raise RuntimeError("the server has ended")
+            failures = [engine.failure for engine in self._server.lobby.hosting.engines if engine.failure]
+            raise RuntimeError(f"the server has ended: {'; '.join(failures) or 'it was told to'}")
 
     async def __del__(self) -> None:
         """Called by Serve before it ends the replica."""
@@ -125,7 +127,6 @@ class RayServer(BoundServer):
             listening.close()
             raise
         hosts = [Host(number, link, secret) for number, link in enumerate(links)]
-        self._num_hosts = num_hosts
         # A host refuses more than its `max_viewers`; all of them together must get through this door.
         own = settings.model_copy(update={"max_viewers": num_hosts * settings.max_viewers})
         self.app = create_ingress(hosts, own, lambda: allowed)
@@ -136,7 +137,7 @@ class RayServer(BoundServer):
         try:
             asyncio.run(self.serve(sockets=[self.socket]))
         finally:
-            _undeploy(self._num_hosts)
+            _undeploy()
         return 0
 
     async def drain(self) -> None:
@@ -157,6 +158,7 @@ def _deploy(settings: Settings, num_hosts: int, secret: str) -> list[RayLink]:
     }
     _connect(num_hosts, needs)
     serve.start(proxy_location="Disabled")
+    _undeploy()
     targets = []
     for number in range(num_hosts):
         folder = settings.state_dir and settings.state_dir / f"host-{number}"
@@ -171,17 +173,17 @@ def _deploy(settings: Settings, num_hosts: int, secret: str) -> list[RayLink]:
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=STOP_SECONDS,
         )
-        targets.append(serve.RunTarget(host.bind(own, secret), name=_app(number), route_prefix=None))
+        targets.append(serve.RunTarget(host.bind(own, secret), name=f"{APP}{number}", route_prefix=None))
     try:
         links = [RayLink(handle) for handle in serve.run_many(targets)]
         _check_alike(asyncio.run(_ask_all(links)))
     except (RayError, RayServeException, HostLost, TimeoutError, RuntimeError) as error:
-        _undeploy(num_hosts)
+        _undeploy()
         raise ConfigMismatch(
             f"the hosts do not come up: {error!s:.1000}. See `serve status` and Ray's logs."
         ) from error
     except BaseException:
-        _undeploy(num_hosts)
+        _undeploy()
         raise
     return links
 
@@ -205,15 +207,12 @@ def _connect(num_hosts: int, needs: dict[str, int]) -> None:
             )
 
 
-def _undeploy(num_hosts: int) -> None:
-    for number in range(num_hosts):
-        with contextlib.suppress(RayError, RayServeException, TimeoutError):
-            serve.delete(_app(number))
-
-
-def _app(number: int) -> str:
-    """The name of a host for Serve."""
-    return f"lwm-host-{number}"
+def _undeploy() -> None:
+    """End all hosts of the cluster, those too that an ingress left which was killed."""
+    with contextlib.suppress(RayError, RayServeException, TimeoutError):
+        for name in serve.status().applications:
+            if name.startswith(APP):
+                serve.delete(name)
 
 
 def _check_alike(found: list[HostFacts]) -> None:

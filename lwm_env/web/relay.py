@@ -76,12 +76,13 @@ async def relay_socket(websocket: WebSocket, host: Host, first: str) -> tuple[in
         Code and reason with which the host ended it, None when the client did.
 
     Raises:
-        HostLost: the host cannot be reached, or went away without a word.
+        HostLost: the host cannot be reached, or went away without a word. Busy: it takes no more connections.
     """
     upstream = await host.websocket(target_of(websocket), headers_for(websocket))
     async with upstream:
-        await upstream.send_str(first)
-        up, down = (asyncio.ensure_future(work) for work in (_up(websocket, upstream), _down(websocket, upstream)))
+        up, down = (
+            asyncio.ensure_future(work) for work in (_up(websocket, upstream, first), _down(websocket, upstream))
+        )
         try:
             await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
             if not down.done() and up.exception() is not None:  # the host ends it: hear how
@@ -98,8 +99,9 @@ async def relay_socket(websocket: WebSocket, host: Host, first: str) -> tuple[in
     return goodbye
 
 
-async def _up(websocket: WebSocket, upstream: aiohttp.ClientWebSocketResponse) -> None:
+async def _up(websocket: WebSocket, upstream: aiohttp.ClientWebSocketResponse, first: str) -> None:
     """What the client says, until it leaves."""
+    await upstream.send_str(first)
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
         if message.get("text") is not None:
             await upstream.send_str(message["text"])

@@ -27,7 +27,7 @@ EXTRA_MODULES = {
     "web": ("fastapi", "starlette", "uvicorn", "wsproto", "websockets", "limits", "prometheus_client"),
     "play": ("pygame",),
     "hub": ("huggingface_hub",),
-    "ray": ("ray",),
+    "ray": ("ray", "aiohttp", "yarl"),
     "atari": ("ale_py", "multi_agent_ale_py", "pygame"),
 }
 

@@ -55,7 +55,7 @@ def create_app(
 
     app = FastAPI(title="lwm-env", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.lobby = lobby
-    app.add_exception_handler(LwmError, _tell_error)
+    app.add_exception_handler(LwmError, tell_error)
     app.add_exception_handler(RequestValidationError, _tell_wrong_request)
     app.add_middleware(Guard, settings=settings, allowed=allowed, metrics=metrics)
     for add in (_add_health, _add_worlds, api_rooms.add, api_states.add):
@@ -73,7 +73,8 @@ def create_app(
     return app
 
 
-async def _tell_error(request: Request, error: Exception) -> Response:
+async def tell_error(request: Request, error: Exception) -> Response:
+    """An error of ours as status and `{"detail": text}`."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
     return JSONResponse({"detail": _speakable(str(error))}, status, headers)

@@ -19,6 +19,7 @@ from lwm_env.web.settings import Settings, is_loopback
 UNGUARDED = ("/healthz", "/readyz")  # an orchestrator asks by address; they tell nothing
 MAX_BODY_BYTES = 1 << 16
 LARGE_BODIES = {"/prompt": MAX_PICTURE_BYTES, "/restore": 1 << 26}  # by the end of the path
+INGRESS_HEADER = "x-lwm-ingress"  # from an ingress to its hosts
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -94,6 +95,22 @@ class Guard:
     def _has_access(self, headers: Headers) -> bool:
         given = headers.get("authorization", "").removeprefix("Bearer ")
         return grants_access(self.settings, given)
+
+
+class IngressOnly:
+    """ASGI middleware of a host: nobody is answered who does not send the ingress's secret."""
+
+    def __init__(self, app: ASGIApp, secret: str) -> None:
+        self.app, self._secret = app, secret.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            given = Headers(scope=scope).get(INGRESS_HEADER, "").encode()
+            if not secrets.compare_digest(given, self._secret):
+                refusal = JSONResponse({"detail": "this host answers to its ingress alone. Ask that one."}, 403)
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 def grants_access(settings: Settings, token: str | None) -> bool:

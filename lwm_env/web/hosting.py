@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import secrets
 import time
 from collections import Counter
 from typing import Any, NoReturn
@@ -20,6 +19,7 @@ from lwm_env.web.costs import FrameCost
 from lwm_env.web.metrics import Metrics
 from lwm_env.web.pipe import Message
 from lwm_env.web.protocol import FIRST
+from lwm_env.web.room_ids import new_room_id
 from lwm_env.web.rooms import Room, RoomState
 from lwm_env.web.settings import Settings
 from lwm_env.web.slot_table import SlotTable
@@ -63,7 +63,7 @@ class Hosting:
         """An id for a room in the engine that has most time for it."""
         best = min(self.engines, key=lambda engine: (not engine.healthy, self.load(engine)))
         while True:
-            room_id = secrets.token_urlsafe(9)
+            room_id = new_room_id(self.settings.host_number)
             if self.engines[shard_of(room_id, len(self.engines))] is best:
                 return room_id
 

@@ -135,10 +135,19 @@ def _open_room(url: str, world: str, picture: bytes, show: Callable[[str], None]
     "--engines", type=click.IntRange(1, 64), help="Processes to share the rooms among; instead of the file's."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="That each engine computes with; instead of the file's.")
+@click.option(
+    "--ray", "num_hosts", type=click.IntRange(1, 1000), help="Hosts on a Ray cluster to share the rooms among."
+)
 @click.option("--log-json", is_flag=True, help="Logs as one JSON object a line.")
 @click.pass_context
 def serve(
-    ctx: click.Context, config: Path, check: bool, engines: int | None, threads: int | None, log_json: bool
+    ctx: click.Context,
+    config: Path,
+    check: bool,
+    engines: int | None,
+    threads: int | None,
+    num_hosts: int | None,
+    log_json: bool,
 ) -> None:
     """Serve worlds to other machines as the TOML file CONFIG says (docs/play.md)."""
     from lwm_env.web.server import Server, find_worlds
@@ -152,6 +161,10 @@ def serve(
     if log_json:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter())
+    if num_hosts:
+        from lwm_env.web.ray_hosts import RayServer
+
+        ctx.exit(RayServer(settings, num_hosts, lambda url: click.echo(url)).start())
     ctx.exit(Server(settings, lambda url: click.echo(url)).start())
 
 

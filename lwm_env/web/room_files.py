@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lwm_env.errors import StorageError
+from lwm_env.web import room_ids
 from lwm_env.web.rooms import PlayedBy, Room
 from lwm_env.web.supervisor import PlayedWorld
 from lwm_env.worlds.storage import replace_file
@@ -32,7 +33,7 @@ class SavedRoom(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{12}$")]
+    id: Annotated[str, Field(pattern=room_ids.PATTERN)]
     world: str
     seed: Annotated[int, Field(ge=0)]
     temperature: float | None
@@ -83,7 +84,7 @@ def read_all(folder: Path, worlds: dict[str, PlayedWorld]) -> list[Room]:
 
 
 def _read(path: Path, worlds: dict[str, PlayedWorld]) -> Room:
-    if path.stat().st_size > MAX_ROOM_BYTES or not re.fullmatch(r"[A-Za-z0-9_-]{12}", path.stem):
+    if path.stat().st_size > MAX_ROOM_BYTES or not re.fullmatch(room_ids.PATTERN, path.stem):
         raise ValueError("no file that a server wrote")
     saved = SavedRoom.model_validate_json(path.read_bytes())
     played_by = {seat.player: seat.played_by for seat in saved.seats}

@@ -18,6 +18,7 @@ from lwm_env.opponents import Opponent
 from lwm_env.spec import DiscreteActions
 from lwm_env.web import pictures
 from lwm_env.web.ring import Ring
+from lwm_env.web.room_ids import new_room_id
 from lwm_env.web.slot_table import Row
 from lwm_env.web.supervisor import PlayedWorld
 
@@ -141,7 +142,7 @@ class Room:
         played_by = played_by or {}
         if unknown := set(played_by) - set(world.spec.players):
             raise InvalidInput(f"seats {sorted(unknown)} were given; {world.spec.id} has {list(world.spec.players)}.")
-        self.id = secrets.token_urlsafe(9)
+        self.id = new_room_id()
         self.world, self.seed, self.temperature = world, seed, temperature
         self.clock, self.public = clock, public
         self.seats = [Seat(index, player) for index, player in enumerate(world.spec.players)]

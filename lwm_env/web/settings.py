@@ -29,6 +29,7 @@ class Settings(BaseModel):
     origins: tuple[str, ...] = ()  # further values of the Origin header: "https://play.example.org"
     forwarded_allow_ips: str | None = None  # addresses of reverse proxies whose X-Forwarded-For is believed
     state_dir: Path | None = None  # where rooms are kept over a restart; None: nowhere
+    host_number: Annotated[int, Field(ge=0, le=999)] | None = None  # of one of several hosts; `lwm serve --ray` sets it
 
     device: str = "cpu"
     backend: Literal["torch", "onnx"] = "torch"

@@ -37,7 +37,7 @@ class MotionConfig:
     attention_blocks: int = 0  # spatial attention between the bottleneck's convolutions
     refine_blocks: int = 2  # between the views of the canvas and the masks
     memory_dim: int = 0  # numbers kept from step to step: what no picture shows, such as whose serve it is
-    flow: bool = False  # for views that turn, see `Flow`
+    flow: int = 0  # 1: for views that turn, see `Flow`
     movers: int = 0  # things that move by themselves, see `Movers`
     reach: int = 8  # pixels a step that they move by at most
 
@@ -45,6 +45,8 @@ class MotionConfig:
         for name, value in vars(self).items():
             if value < (0 if name in ("attention_blocks", "memory_dim", "flow", "movers") else 1):
                 raise ValueError(f"MotionConfig.{name} must be positive, got {value}")
+        if self.flow > 1:
+            raise ValueError(f"MotionConfig.flow is 1 for a view that turns, or 0, got {self.flow}")
 
 
 class Reading(NamedTuple):

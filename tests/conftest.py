@@ -96,7 +96,7 @@ def duel_world(tmp_path_factory, tiny_config, tiny_spec, enliven) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = WorldModel(
-            tiny_config.override({"motion.memory_dim": 8, "motion.flow": True, "motion.movers": 2}),
+            tiny_config.override({"motion.memory_dim": 8, "motion.flow": 1, "motion.movers": 2}),
             tiny_spec.model_copy(update=changes),
         )
         frames = torch.randint(0, 256, (4, 3, 16, 16, 3), dtype=torch.uint8)

@@ -69,7 +69,7 @@ def test_a_view_that_turns_as_it_is_told_is_learned(tiny_config, tiny_spec):
     """Smooth pictures turned by 0.15 either way, or not, by the action; copying errs fifty times as much squared."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = WorldModel(tiny_config.override({"camera.max_motion": 0, "motion.flow": True}), tiny_spec)
+        model = WorldModel(tiny_config.override({"camera.max_motion": 0, "motion.flow": 1}), tiny_spec)
     random, steps = torch.Generator().manual_seed(1), 3
 
     def play(count: int) -> Batch:
@@ -97,7 +97,7 @@ def test_a_view_that_turns_as_it_is_told_is_learned(tiny_config, tiny_spec):
 
 
 def test_the_flow_is_a_source_that_the_masks_choose_and_it_learns_in_a_stage_of_its_own(tiny_config, tiny_spec):
-    model = WorldModel(tiny_config.override({"camera.max_motion": 0, "motion.flow": True}), tiny_spec)
+    model = WorldModel(tiny_config.override({"camera.max_motion": 0, "motion.flow": 1}), tiny_spec)
     picture = torch.rand(2, 3, 16, 16) * 2 - 1
 
     with torch.no_grad():

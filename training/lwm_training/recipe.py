@@ -28,7 +28,7 @@ class Model(_Strict):
     """`[model]`: a size from `lwm presets`, and numbers of it to change, such as `motion.dim = 48`."""
 
     preset: Literal["nano", "small", "base", "large"] = "nano"
-    overrides: dict[str, bool | int | float] = Field(default_factory=dict)  # dotted name -> value
+    overrides: dict[str, int | float] = Field(default_factory=dict)  # dotted name -> number
 
 
 class Data(_Strict):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lwm_env import worlds
 from lwm_env.camera import Camera
-from lwm_env.dynamics import Dynamics, EventHead
+from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.memory import Canvas, move_whole
 from lwm_env.motion import Motion, Reading
@@ -240,7 +240,7 @@ class WorldModel(nn.Module):
             reward=self.reward_values[reward_probs.argmax(-1)],
             reward_probs=reward_probs,
             terminated_prob=torch.sigmoid(end_logit),
-            surprise=_mean_entropy(proposal.logits),
+            surprise=mean_entropy(proposal.logits),
         )
         return self._pack(self.commit(belief, proposal, to_pixels(frame))), output
 
@@ -293,16 +293,3 @@ class WorldModel(nn.Module):
         model.prompts = read_prompts(folder, manifest) if PROMPTS in manifest.files else None
         model.weights_hash = manifest.files[WEIGHTS].sha256
         return model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
-def _mean_entropy(logits: Tensor) -> Tensor:
-    """Of the categoricals along dimension 2 of (B, D, L, h, w), in nats: (B,).
-
-    A third of the time of a log_softmax there. One dimension is summed by hand: ONNX Runtime adds up a whole tensor in
-    another order than the rows of one, and a row's bytes must not depend on the number of rows.
-    """
-    below = logits - logits.amax(2, keepdim=True)
-    weights = below.exp()
-    total = weights.sum(2)
-    entropy = (total.log() - (weights * below).sum(2) / total).mean((2, 3))
-    return sum(entropy.unbind(1)) / entropy.shape[1]

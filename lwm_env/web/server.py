@@ -81,7 +81,8 @@ class BoundServer(uvicorn.Server):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def drain(self) -> None:
-        """What comes before the end: let nobody in any more, and lose nothing."""
+        """What comes before the end: let nobody in any more, and lose nothing. Every kind of server has its own."""
+        raise NotImplementedError
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

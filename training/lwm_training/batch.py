@@ -40,6 +40,11 @@ def as_batch(clips, model: WorldModel) -> Batch:
     )
 
 
+def last_frames(t: int, count: int) -> list[int]:
+    """Which frames are seen before step t: its last `count`, the first one again where there are none before it."""
+    return [max(0, t + k) for k in range(1 - count, 1)]
+
+
 def mean_valid(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of (B, ...) over the rows that count."""
     per_row = values.flatten(1).mean(1) if values.ndim > 1 else values

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lwm_env.motion import Motion
 from lwm_env.world_model import WorldModel
-from lwm_training.batch import Batch
+from lwm_training.batch import Batch, last_frames
 
 SCALES = (1, 2, 4, 8)  # pixels averaged along each side
 
@@ -28,7 +28,7 @@ def flow_unroll(model: WorldModel, batch: Batch, context: int) -> Tensor:
     `context`-th frame on."""
     past = model.config.motion.context_frames
     steps = range(context - 1, batch.actions.shape[1])
-    frames = torch.stack([batch.pixels[:, [max(0, t + k) for k in range(1 - past, 1)]] for t in steps], 1).flatten(0, 1)
+    frames = torch.stack([batch.pixels[:, last_frames(t, past)] for t in steps], 1).flatten(0, 1)
     action = model.embed(batch.actions[:, steps.start :].flatten(0, 1))
     nothing = action.new_zeros(len(action), 2)
     memory = action.new_zeros(len(action), model.motion.kept_dim)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lwm_env.movers import CARRY, SEEN, Movers, Places
 from lwm_env.world_model import WorldModel
-from lwm_training.batch import Batch
+from lwm_training.batch import Batch, last_frames
 from lwm_training.picture_loss import CHANGED
 
 SHARING = 0.1  # squared reaches of distance by which another mover owns a pixel e times as well
@@ -86,7 +86,7 @@ def course_error(movers: Movers, courses: Courses, past: int, context: int, gene
     own, taken = shifts_to_take(courses.found, walks_from, movers.reach)
     carry, errors = own.new_zeros(count, CARRY), []
     for t in range(steps):
-        seen = [max(0, t + k) for k in range(1 - past, 1)]
+        seen = last_frames(t, past)
         course = movers.course(Places(own[:, seen], courses.found.amounts[:, seen]))
         logits, carry = movers(course, courses.known[:, t], carry)
         errors.append(F.cross_entropy(logits.movedim(3, 1), (taken[:, t] + movers.reach).long(), reduction="none"))

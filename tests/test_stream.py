@@ -81,7 +81,6 @@ def test_sightings_that_come_along_are_those_of_the_frames(spec, drawn):
     assert drawn.sightings is None and np.array_equal(sighted.observations, drawn.observations)
     assert np.allclose(sighted.sightings[:, 3, :2], motion, atol=1e-3)
     assert np.array_equal(sighted.sightings[:, 3, 2], sure)
-    assert np.array_equal(sighted[1::2].sightings, sighted.part(1, 2).sightings)
 
 
 def test_clips_have_the_documented_shapes_and_types(drawn):
@@ -100,13 +99,13 @@ def test_a_new_stream_draws_the_same_clips_at_a_step(spec, step):
     assert_equal(used.clips(step, 4, 6, 2), Stream(spec, DATA, seed=3).clips(step, 4, 6, 2))
 
 
-def test_other_steps_other_shards_and_other_seeds_draw_other_clips(spec):
+def test_other_steps_shards_seeds_and_processes_draw_other_clips(spec):
     seen = {
-        Stream(spec, DATA, seed).clips(step, 8, 6).actions.tobytes()
-        for seed, step in [(0, 0), (0, 1), (0, STEPS_PER_SHARD), (1, 0)]
+        Stream(spec, DATA, seed, rank=rank).clips(step, 8, 6).actions.tobytes()
+        for seed, step, rank in [(0, 0, 0), (0, 1, 0), (0, STEPS_PER_SHARD, 0), (1, 0, 0), (0, 0, 1), (0, 1, 1)]
     }
 
-    assert len(seen) == 4
+    assert len(seen) == 6
 
 
 def test_valid_steps_never_leave_the_first_episode(drawn):
@@ -164,25 +163,19 @@ def test_clips_that_no_play_has_are_refused(spec, length, min_steps):
         Stream(spec, DATA, seed=0).clips(0, 4, length, min_steps)
 
 
-def test_processes_share_a_batch_without_overlap(drawn):
-    parts = [drawn.part(rank, 3) for rank in range(3)]
-
-    assert sum(len(part.valid) for part in parts) == 200
-    assert np.array_equal(parts[1].actions, drawn.actions[1::3])
-
-
-def test_stored_play_is_drawn_by_seed_and_step(spec, tmp_path):
+def test_stored_play_is_drawn_by_seed_step_and_process(spec, tmp_path):
     pytest.importorskip("h5py", reason="data sets are HDF5 files")
     from lwm_training.collect import CollectPlan, collect
 
     collect(CollectPlan(source=spec, out=tmp_path / "lives", frames=120, num_envs=3, policy="random"))
     data = Data(kind="store", path=str(tmp_path / "lives"))
 
-    stored, again = open_data(spec, data, 4), open_data(spec, data, 4)
+    stored, again, beside = open_data(spec, data, 4), open_data(spec, data, 4), open_data(spec, data, 4, rank=1)
     stored.clips(0, 4, 5, 2)
 
     assert isinstance(stored, Stored)
     assert_equal(stored.clips(9, 4, 5, 2), again.clips(9, 4, 5, 2))
+    assert not np.array_equal(stored.clips(9, 40, 5, 2).actions, beside.clips(9, 40, 5, 2).actions)
     assert stored.clips(9, 4, 5, 2).valid[:, :2].all()
 
 

@@ -1,7 +1,11 @@
 """The page in a real browser: it plays, rewinds, takes a picture, shares a room, fits a phone."""
 
 import contextlib
+import itertools
+import os
+import random
 import shutil
+import statistics
 
 import pytest
 from PIL import Image
@@ -14,6 +18,31 @@ IS_RED = """() => {
   const [red, green, blue] = copy.getImageData(8, 8, 1, 1).data;
   return red > 240 && green < 20 && blue < 20;
 }"""
+# Notes when keys go down, when actions leave, which action a frame shows, and when it is on the canvas: milliseconds.
+WATCH = """
+  const watched = window.watched = { pressed: [], sent: [], shows: {}, drawn: [] };
+  addEventListener("keydown", () => watched.pressed.push(performance.now()), true);
+  window.WebSocket = class extends WebSocket {
+    constructor(...address) {
+      super(...address);
+      this.addEventListener("message", ({ data }) => {
+        if (typeof data === "string") return;
+        const header = new DataView(data);
+        watched.shows[header.getUint32(4, true)] = header.getUint32(8, true);
+      });
+    }
+    send(text) {
+      const message = JSON.parse(text);
+      if (message.type === "action") watched.sent.push([message.seq, performance.now()]);
+      super.send(text);
+    }
+  };
+  addEventListener("DOMContentLoaded", () => {
+    const screen = document.getElementById("screen");
+    const note = () => watched.drawn.push([screen.dataset.frame, performance.now()]);
+    new MutationObserver(note).observe(screen, { attributeFilter: ["data-frame"] });
+  });
+"""
 CHROMIUMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
@@ -35,8 +64,9 @@ def open_page(browser):
     messages = []
     with contextlib.ExitStack() as contexts:
 
-        def open_one(url, **options):
+        def open_one(url, script="", **options):
             context = contexts.enter_context(contextlib.closing(browser.new_context(**options)))
+            context.add_init_script(script)
             page = context.new_page()
             page.set_default_timeout(60_000)
             page.on("console", lambda message: messages.append(message.text))
@@ -111,3 +141,35 @@ def test_the_page_fits_a_phone_and_has_buttons_for_fingers(play_server, open_pag
 
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     assert page.locator("#pad button").count() == 2
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not os.environ.get("LWM_TIMINGS"), reason="asks for a quiet machine: LWM_TIMINGS=1")
+def test_a_key_is_on_the_canvas_in_110_ms_and_frames_are_even(start_server, open_page):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    _, api = start_server(worlds=["LWM-Platformer-v0"], backend="onnx", fps=20)
+    page, rng = open_page(f"{api.url}/#world=LWM-Platformer-v0", WATCH), random.Random(0)
+    shown_frame(page)
+    page.wait_for_timeout(2000)
+    begin = page.evaluate("performance.now()")
+    for _ in range(60):
+        page.keyboard.down("d")
+        page.wait_for_timeout(rng.uniform(80, 160))
+        page.keyboard.up("d")
+        page.wait_for_timeout(rng.uniform(80, 160))
+    watched = page.evaluate("watched")
+
+    drawn = [(watched["shows"][frame], at) for frame, at in watched["drawn"] if at >= begin]
+    pressed = [at for at in watched["pressed"] if at >= begin]
+    sent = [next((seq, at) for seq, at in watched["sent"] if at >= key) for key in pressed]
+    assert len(sent) == 60 and max(at - key for (_, at), key in zip(sent, pressed, strict=True)) < 10
+    waits = [next(at for acked, at in drawn if acked >= seq) - key for (seq, _), key in zip(sent, pressed, strict=True)]
+    between = [after - before for (_, before), (_, after) in itertools.pairwise(drawn)]
+    latency, (median, late) = quantile_95(waits), (statistics.median(between), quantile_95(between))
+    print(f"key to canvas p95 {latency:.1f} ms; between frames p50 {median:.1f}, p95 {late:.1f} ms")
+    assert latency <= 110
+    assert late <= 1.25 * median
+
+
+def quantile_95(values):
+    return statistics.quantiles(values, n=20)[-1]

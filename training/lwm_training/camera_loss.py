@@ -21,7 +21,6 @@ LOST = 4.0  # pixels from which on its reward and end are not, and its camera is
 CREDIT = 0.8  # of a place that is wrong goes to the motion before the last, of that to the one before, and so on
 
 
-
 def camera_errors(estimate: Tensor, offset: Tensor, seen: Sighting, followed: Tensor) -> dict[str, Tensor]:
     """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and of the place that it
     leads to from `offset` (B, 2), counted from the real camera, in clips whose real camera was `followed` (B,) until

@@ -29,10 +29,6 @@ class Clips:
     valid: np.ndarray
     sightings: np.ndarray | None = None
 
-    def part(self, rank: int, world: int) -> "Clips":
-        """Every `world`-th clip from number `rank` on: what one of several processes computes."""
-        return self[slice(rank, None, world)]
-
     def __getitem__(self, rows: slice | np.ndarray) -> "Clips":
         arrays = [getattr(self, field.name) for field in fields(self)]
         return Clips(*(None if array is None else array[rows] for array in arrays))

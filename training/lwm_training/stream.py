@@ -1,7 +1,8 @@
-"""Real play made while training: no disk, and the batch of a step depends on (seed, step) alone.
+"""Real play made while training: no disk, and the batch of a step depends on (seed, step, rank) alone.
 
 A shard is `num_envs` copies of the game played for `shard_steps` steps; consecutive steps draw their clips from one
-shard, so a resumed run plays that shard again and goes on as if it had never stopped.
+shard, so a resumed run plays that shard again and goes on as if it had never stopped. Each of several processes, which
+its rank tells, plays games of its own.
 """
 
 import os
@@ -104,8 +105,8 @@ class Shard:
 class Stream:
     """Clips of play that is made on the way."""
 
-    def __init__(self, spec: WorldSpec, data: Data, seed: int, split: str = "train") -> None:
-        self.spec, self.data, self.seed, self.split = spec, data, seed, split
+    def __init__(self, spec: WorldSpec, data: Data, seed: int, split: str = "train", rank: int = 0) -> None:
+        self.spec, self.data, self.seed, self.split, self.rank = spec, data, seed, split, rank
         self._number: int | None = None
         self._shard: Shard | None = None
 
@@ -113,27 +114,33 @@ class Stream:
         """The batch of a training step; `sighted` saves its sightings from being found again and again."""
         number = step // STEPS_PER_SHARD
         if number != self._number or self._shard is None:
-            seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 2)
+            seed = int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0] >> 2)
             self._shard, self._number = Shard(self.spec, self.data, seed, self.split), number
         return self._shard.clips(
-            np.random.default_rng([self.seed, step]), batch, length, min_steps, self.data.event_share, sighted
+            np.random.default_rng([self.seed, step, self.rank]),
+            batch,
+            length,
+            min_steps,
+            self.data.event_share,
+            sighted,
         )
 
 
 class Stored:
-    """Clips of an episode store, drawn by (seed, step)."""
+    """Clips of an episode store, drawn by (seed, step, rank)."""
 
-    def __init__(self, store: "EpisodeStore", seed: int) -> None:
-        self.store, self.seed = store, seed
+    def __init__(self, store: "EpisodeStore", seed: int, rank: int = 0) -> None:
+        self.store, self.seed, self.rank = store, seed, rank
 
     def clips(self, step: int, batch: int, length: int, min_steps: int = 0, sighted: bool = False) -> Clips:
-        return self.store.clips(np.random.default_rng([self.seed, step]), batch, length, max(1, min_steps))
+        rng = np.random.default_rng([self.seed, step, self.rank])
+        return self.store.clips(rng, batch, length, max(1, min_steps))
 
 
-def open_data(spec: WorldSpec, data: Data, seed: int) -> Stream | Stored:
-    """What the recipe's `[data]` names."""
+def open_data(spec: WorldSpec, data: Data, seed: int, rank: int = 0) -> Stream | Stored:
+    """What the recipe's `[data]` names, for the process with this rank."""
     if data.kind == "stream":
-        return Stream(spec, data, seed)
+        return Stream(spec, data, seed, rank=rank)
     from lwm_training.episodes import EpisodeStore
 
-    return Stored(EpisodeStore(str(data.path)), seed)
+    return Stored(EpisodeStore(str(data.path)), seed, rank)

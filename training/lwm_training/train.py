@@ -63,7 +63,7 @@ class Run:
         self.averaged = Averaged(self.model, recipe.train.average) if recipe.train.average else None
         if recipe.train.recompute:
             recompute_blocks(self.model)
-        self.data = open_data(recipe.world, recipe.data, recipe.train.seed)
+        self.data = open_data(recipe.world, recipe.data, recipe.train.seed, accelerator.process_index)
         self.progress, self.guard = Progress(), LossGuard()
         self.checkpoints = out / "checkpoints"
 
@@ -180,13 +180,13 @@ class Run:
         seed, step = self.recipe.train.seed, self.progress.total_steps
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + rank)
         context = 1 if stage.trains == "tokenizer" else self._context(stage, seed, step)
-        batch = stage.batch_size or self.recipe.train.batch_size
+        batch = len(range(rank, stage.batch_size or self.recipe.train.batch_size, world))
         sighted = stage.trains in ("camera", "movers") and self.accelerator.device.type == "cpu"
         clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sighted)
         scale = learning_rate(stage, self.progress.step, self._share(stage)) * self.guard.learning_rate_scale
         for group in optimizer.param_groups:
             group["lr"] = scale
-        losses = objective(clips.part(rank, world), context, generator)
+        losses = objective(clips, context, generator)
         loss = total_error(losses, self.accelerator.unwrap_model(objective).weights)
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)

@@ -11,7 +11,7 @@ from lwm_env.movers import CARRY, HABIT, Movers, Places, likeliest
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
-from lwm_training.mover_loss import SHARING, Replay, movers_errors, shifts_to_take, spread, what_moves
+from lwm_training.mover_loss import FEW, SHARING, Replay, movers_errors, shifts_to_take, spread, what_moves
 from lwm_training.recipe import Stage, load_recipe
 from lwm_training.stages import check_recipe, trained_parameters
 
@@ -173,7 +173,7 @@ def test_movers_learn_along_whole_clips_what_no_frame_shows(tiny_config, tiny_sp
         nothing = torch.zeros(count, steps)
         return Batch(pixels, presses[..., None], nothing[..., None].long(), nothing, nothing + 1)
 
-    replay = Replay()
+    replay = Replay(FEW)
 
     def errors(count: int) -> dict[str, torch.Tensor]:
         return movers_errors(model, play(count), torch.zeros(count, 9, 2), 1, replay, random)
@@ -186,11 +186,14 @@ def test_movers_learn_along_whole_clips_what_no_frame_shows(tiny_config, tiny_sp
         optimiser.step()
 
     with torch.no_grad():
-        replay = Replay()
+        replay = Replay(FEW)
         learned, found = errors(256), model.motion.movers.find(model.motion.movers.look(play(64).pixels))
     assert learned["spots"] < 0.01 and found.places.diff(dim=1)[..., 1].round().unique().tolist() == [0, 2]
     # a press seen alone moves the dot in half of the cases: 0.69 nats, for half of the steps
     assert learned["course"] < 0.5 * 0.69 / 2
+    with torch.no_grad():
+        standing = movers_errors(model, play(8), torch.zeros(8, 9, 2), 1, replay, random, standing=False)
+    assert list(standing) == ["course"]
 
 
 def test_movers_and_the_camera_learn_in_stages_of_their_own(tiny_config, tiny_spec):

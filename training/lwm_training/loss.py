@@ -35,7 +35,7 @@ class LossWeights:
     changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
     ends: float = 0.0  # on latents near the ends of their range, where tanh has no gradient, beside the codec's loss
     moved: float = 4.0
-    spots: float = 1.0  # of a stage for the movers alone: where they stand
+    spots: float = 1.0  # of a stage for the movers alone: where they stand; 0 leaves them there, which is faster
     course: float = 0.3  # and where they go
     choice: float = 0.0  # see `choice_error`
     flow: float = 4.0  # see `flow_error`

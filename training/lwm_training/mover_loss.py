@@ -19,6 +19,7 @@ from lwm_training.picture_loss import CHANGED
 
 SHARING = 0.1  # squared reaches of distance by which another mover owns a pixel e times as well
 SPARSE = 3  # of so many frames one is looked at for where the movers stand
+FEW, MANY = 256, 4096  # batches remembered while movers learn where they stand, and while they know
 
 
 def spread(movers: Movers, places: Tensor, weights: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class Replay:
     """Batches of courses that were seen lately, to learn from many times: what costs is to find the movers, not to tell
     where they go. Places that were found by younger weights stay as they are until newer batches replace them."""
 
-    def __init__(self, size: int = 256) -> None:
+    def __init__(self, size: int) -> None:
         self._seen: deque[Courses] = deque(maxlen=size)
 
     def mix(self, courses: Courses, generator: torch.Generator, others: int = 7) -> Courses:
@@ -95,20 +96,31 @@ def course_error(movers: Movers, courses: Courses, past: int, context: int, gene
     return (error * valid).sum() / valid.sum().clamp(min=1)
 
 
-def movers_errors(
-    model: WorldModel, batch: Batch, motion: Tensor, context: int, replay: Replay, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Of the movers alone, without drawing: their `spread`, and the `course_error` of the batch and of some that were
-    seen before. `motion` (B, T, 2) is the camera's."""
-    movers = model.motion.movers
-    movers.remember_usual(batch.pixels)
+def standing_error(movers: Movers, pixels: Tensor) -> Tensor:
+    """The `spread` of what moves in frames (B, T + 1, 3, H, W) about the movers, who also learn what is usual."""
+    movers.remember_usual(pixels)
     some = slice(None, None, SPARSE)
-    weights = what_moves(movers, batch.pixels)[:, some]
-    spots = spread(movers, movers.find(movers.look(batch.pixels[:, some])).places.flatten(0, 1), weights.flatten(0, 1))
+    weights = what_moves(movers, pixels)[:, some]
+    return spread(movers, movers.find(movers.look(pixels[:, some])).places.flatten(0, 1), weights.flatten(0, 1))
+
+
+def movers_errors(
+    model: WorldModel,
+    batch: Batch,
+    motion: Tensor,
+    context: int,
+    replay: Replay,
+    generator: torch.Generator,
+    standing: bool = True,
+) -> dict[str, Tensor]:
+    """Of the movers alone, without drawing: their `standing_error`, if it is asked for, and the `course_error` of the
+    batch and of some that were seen before. `motion` (B, T, 2) is the camera's."""
+    movers = model.motion.movers
+    errors = {"spots": standing_error(movers, batch.pixels)} if standing else {}
     with torch.no_grad():
         found = movers.find(movers.look(batch.pixels))
     action = model.embed(batch.actions.flatten(0, 1)).unflatten(0, batch.valid.shape)
     known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 2)
     courses = replay.mix(Courses(found, known, batch.valid), generator)
     past = model.config.motion.context_frames
-    return {"spots": spots, "course": course_error(movers, courses, past, context, generator)}
+    return errors | {"course": course_error(movers, courses, past, context, generator)}

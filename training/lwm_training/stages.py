@@ -12,7 +12,7 @@ from lwm_training.batch import as_batch, sightings
 from lwm_training.camera_loss import camera_unroll
 from lwm_training.flow_loss import flow_parts, flow_unroll
 from lwm_training.loss import LossWeights, unroll_errors
-from lwm_training.mover_loss import Replay, movers_errors
+from lwm_training.mover_loss import FEW, MANY, Replay, movers_errors
 from lwm_training.picture_loss import codec_error, end_error
 from lwm_training.recipe import Recipe, Stage
 from lwm_training.teacher import Teaching
@@ -27,7 +27,7 @@ class Objective(nn.Module):
     def __init__(self, model: WorldModel, stage: Stage, weights: LossWeights, teaching: Teaching | None = None) -> None:
         super().__init__()
         self.model, self.stage, self.weights, self.teaching = model, stage, weights, teaching
-        self.replay = Replay()
+        self.replay = Replay(FEW if weights.spots else MANY)
         if teaching is not None:
             teaching.compare_tokens(model)
 
@@ -38,7 +38,7 @@ class Objective(nn.Module):
         if self.stage.trains == "movers":
             seen = sightings(self.model, batch)
             motion = seen.motion * seen.sure[..., None]
-            return movers_errors(self.model, batch, motion, context, self.replay, generator)
+            return movers_errors(self.model, batch, motion, context, self.replay, generator, self.weights.spots > 0)
         if self.stage.trains == "flow":
             return {"flow": flow_unroll(self.model, batch, context)}
         losses: dict[str, Tensor] = {}

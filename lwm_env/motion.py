@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwm_env.flow import Flow
+from lwm_env.flow import FREE, RIGID, Flow
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
 from lwm_env.movers import CARRY, NOTHING, Movers
@@ -37,7 +37,7 @@ class MotionConfig:
     attention_blocks: int = 0  # spatial attention between the bottleneck's convolutions
     refine_blocks: int = 2  # between the views of the canvas and the masks
     memory_dim: int = 0  # numbers kept from step to step: what no picture shows, such as whose serve it is
-    flow: int = 0  # 1: for views that turn, see `Flow`
+    flow: int = 0  # for views that turn: 1 in depth, 2 from above, see `Flow`
     movers: int = 0  # things that move by themselves, see `Movers`
     reach: int = 8  # pixels a step that they move by at most
 
@@ -45,8 +45,8 @@ class MotionConfig:
         for name, value in vars(self).items():
             if value < (0 if name in ("attention_blocks", "memory_dim", "flow", "movers") else 1):
                 raise ValueError(f"MotionConfig.{name} must be positive, got {value}")
-        if self.flow > 1:
-            raise ValueError(f"MotionConfig.flow is 1 for a view that turns, or 0, got {self.flow}")
+        if self.flow not in (0, FREE, RIGID):
+            raise ValueError(f"MotionConfig.flow is {FREE} in depth, {RIGID} from above, or 0, got {self.flow}")
 
 
 class Reading(NamedTuple):
@@ -54,6 +54,7 @@ class Reading(NamedTuple):
 
     features: Tensor  # (B, 2C, h, w)
     copies: Tensor  # (B, F + M, 3, H, W), the last picture as the flow and each mover have it
+    inside: Tensor  # (B, F, H, W), which pixels of the flow's copy were in sight before
     shown: Tensor  # (B, 2 M, H, W), how much a pixel shows of each mover, 1 at most, and will show
     distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
     memory: Tensor  # (B, kept_dim), from now on
@@ -81,7 +82,8 @@ class Motion(nn.Module):
         self.down = Pointwise(4 * dim, wide)
         self.condition = nn.Sequential(nn.Linear(action_dim + 4 + config.memory_dim, wide), nn.SiLU())
         frame_size = (cells[0] * patch, cells[1] * patch)
-        self.flow = Flow(wide, (cells[0] // 2, cells[1] // 2), frame_size) if config.flow else None
+        grid = (cells[0] // 2, cells[1] // 2)
+        self.flow = Flow(config.flow, wide, grid, frame_size) if config.flow else None
         self.movers = None
         if config.movers:
             self.movers = Movers(config.movers, config.reach, config.context_frames, frame_size, action_dim + 4)
@@ -95,7 +97,7 @@ class Motion(nn.Module):
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         self.up = Pointwise(wide, 4 * dim)
-        seen = (1 + self.num_copies) * pixels + (1 + 2 * config.movers) * patch**2
+        seen = (1 + self.num_copies) * pixels + (1 + (self.flow is not None) + 2 * config.movers) * patch**2
         self.merge = Pointwise(2 * dim + seen, dim)
         self.position = None  # of each cell; with movers a place in the picture means something
         if config.movers:
@@ -116,7 +118,7 @@ class Motion(nn.Module):
     @property
     def num_copies(self) -> int:
         """How many copies of the last picture the masks choose among."""
-        return self.config.flow + self.config.movers
+        return (self.flow is not None) + self.config.movers
 
     @property
     def kept_dim(self) -> int:
@@ -147,9 +149,11 @@ class Motion(nn.Module):
             if index < len(self.attention):
                 x = self.attention[index](x)
         last = frames[:, -1]
-        copies, shown, distance, course = last[:, None][:, :0], last[:, :0], last[:, :0], action[:, :0]
+        copies, inside, course = last[:, None][:, :0], last[:, :0], action[:, :0]
+        shown, distance = last[:, :0], last[:, :0]
         if self.flow is not None:
-            copies = self.flow(x, last)[:, None]
+            moved, inside = self.flow(x, last)
+            copies = moved[:, None]
         if self.movers is not None:
             looks = self.movers.look(frames)
             found = self.movers.find(looks)
@@ -166,18 +170,17 @@ class Motion(nn.Module):
             noticed = F.silu(self.notice(x)).mean((2, 3))
             memory = self.remember(torch.cat([noticed, action, course], 1), memory)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
-        return Reading(features, copies, shown, distance, torch.cat([memory, carry], 1))
+        return Reading(features, copies, inside, shown, distance, torch.cat([memory, carry], 1))
 
     def lasting(self, features: Tensor) -> Tensor:
         """How much of each pixel of the last picture belongs on the canvas, (B, 1, H, W): players do not."""
         return hard_gate(F.pixel_shuffle(self.write(features), self.patch))
 
-    def compose(
-        self, reading: Reading, last: Tensor, views: Views, action: Tensor, motion: Tensor
-    ) -> Composition:
+    def compose(self, reading: Reading, last: Tensor, views: Views, action: Tensor, motion: Tensor) -> Composition:
         """Of what was read, the last picture (B, 3, H, W), and the canvas after the motion (B, 2); with the embedded
         action."""
-        seen = torch.cat([views.colours[:, 0], views.known[:, 0], reading.copies.flatten(1, 2), reading.shown], 1)
+        told = [views.colours[:, 0], views.known[:, 0], reading.copies.flatten(1, 2), reading.inside, reading.shown]
+        seen = torch.cat(told, 1)
         features = self.merge(torch.cat([reading.features, F.pixel_unshuffle(seen, self.patch)], 1))
         if self.position is not None:
             features = features + self.position
@@ -187,13 +190,16 @@ class Motion(nn.Module):
         layers = F.pixel_shuffle(self.layers(F.silu(features)), self.patch)
         masks, drawn = layers.split([6 + self.num_copies, 3], dim=1)
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
-        canvas, others, movers = masks.split([4, 2 + self.config.flow, self.config.movers], 1)
+        canvas, others, movers = masks.split([4, 2 + (self.flow is not None), self.config.movers], 1)
         if self.movers is not None:
             shows = reading.shown[:, self.config.movers :]
             movers = movers - F.softplus(self.locality) * reading.distance + self.presence * shows
         masks = torch.cat([canvas + nearness, others, movers], 1)
         masks = (masks - masks.amax(1, keepdim=True)).exp()
         masks = torch.cat([masks[:, :4] * views.known[:, :, 0].clamp(min=1e-3), masks[:, 4:]], 1)
+        if self.flow is not None:
+            inside = reading.inside.clamp(min=1e-3)
+            masks = torch.cat([masks[:, :FLOW], masks[:, FLOW : FLOW + 1] * inside, masks[:, FLOW + 1 :]], 1)
         wanted = masks / masks.sum(1, keepdim=True)
         masks = F.relu(wanted - FAINT)  # what is copied is copied exactly
         masks = masks / masks.sum(1, keepdim=True)

@@ -192,9 +192,7 @@ class WorldModel(nn.Module):
         """Everything about the next step that is known before sampling; sightings as for `anticipate`."""
         ahead = self.anticipate(belief, action, sighting, movers)
         views = self.canvas.views(ahead.canvas, ahead.offset.detach())
-        composed = self.motion.compose(
-            ahead.reading, belief.frames[:, -1], views, self.embed(action), ahead.travel
-        )
+        composed = self.motion.compose(ahead.reading, belief.frames[:, -1], views, self.embed(action), ahead.travel)
         moved_latent = self.tokenizer.encode(composed.picture)
         logits, hidden = self.dynamics(composed.features, moved_latent)
         return Proposal(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lwm_env.errors import ConfigMismatch
-from lwm_env.flow import STRIDE, Flow
+from lwm_env.flow import FREE, RIGID, STRIDE, TURN, Flow
 from lwm_env.motion import FLOW
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
@@ -20,11 +20,11 @@ def told(flow: Flow, whole: list[float], features: torch.Tensor) -> torch.Tensor
     """What the flow makes of a random picture if the whole view goes like this."""
     with torch.no_grad():
         flow.whole.bias.copy_(torch.tensor(whole) / STRIDE)
-        return flow(features, torch.rand(len(features), 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+        return flow(features, torch.rand(len(features), 3, 16, 16, generator=torch.Generator().manual_seed(0)))[0]
 
 
 def test_nothing_told_is_the_picture_itself_and_shifts_are_pixels_down_and_right():
-    flow, features = Flow(4, (2, 2), (16, 16)), torch.zeros(2, 4, 2, 2)
+    flow, features = Flow(FREE, 4, (2, 2), (16, 16)), torch.zeros(2, 4, 2, 2)
 
     picture = told(flow, [0.0] * 6, features)
     shifted = told(flow, [2.0, -1.0, 0, 0, 0, 0], features)
@@ -36,7 +36,7 @@ def test_nothing_told_is_the_picture_itself_and_shifts_are_pixels_down_and_right
 
 def test_a_quarter_turn_is_exact():
     """A point (y, x) from the middle comes from (-x, y), so it moves by (y + x, x - y); 1 is half of 15 pixels."""
-    flow, features = Flow(4, (2, 2), (16, 16)), torch.zeros(1, 4, 2, 2)
+    flow, features = Flow(FREE, 4, (2, 2), (16, 16)), torch.zeros(1, 4, 2, 2)
 
     picture = told(flow, [0.0] * 6, features)
     turned = told(flow, [0, 0, 7.5, -7.5, 7.5, 7.5], features)
@@ -44,17 +44,43 @@ def test_a_quarter_turn_is_exact():
     assert torch.allclose(turned, picture.rot90(-1, dims=(2, 3)), atol=1e-4)
 
 
+def test_a_flat_world_turns_and_shifts_as_a_whole():
+    flow, features = Flow(RIGID, 4, (2, 2), (16, 16)), torch.zeros(1, 4, 2, 2)
+
+    picture = told(flow, [0.0] * 3, features)
+    shifted = told(flow, [2.0, -1.0, 0], features)
+    turned = told(flow, [0, 0, math.pi / 2 * STRIDE / TURN], features)
+
+    assert torch.allclose(shifted[..., 2:, :-1], picture[..., :-2, 1:], atol=1e-4)
+    assert torch.allclose(turned, picture.rot90(1, dims=(2, 3)), atol=1e-4)
+
+
+def test_a_length_that_takes_half_as_many_rows_as_columns_is_turned_as_such():
+    flow, features = Flow(RIGID, 4, (2, 2), (16, 16)), torch.zeros(1, 4, 2, 2)
+    right = (torch.arange(16.0) - 7.5).expand(16, 16)
+    with torch.no_grad():
+        flow.aspect.fill_(math.log(0.5))
+        flow.whole.bias.copy_(torch.tensor([0, 0, math.pi / 2 / TURN]))
+
+        rights, downs = flow(features, torch.stack([right, right.T, right])[None])[0][0, :2]
+
+    assert torch.allclose(rights, -2 * right.T.clamp(-3.75, 3.75), atol=1e-4)
+    assert torch.allclose(downs, right / 2, atol=1e-4)
+
+
 def test_between_grid_points_the_field_is_linear():
-    flow = Flow(1, (2, 2), (16, 16))
+    flow = Flow(FREE, 1, (2, 2), (16, 16))
     with torch.no_grad():
         flow.out.weight.copy_(torch.tensor([0.0, 1.0])[:, None, None, None])
     stretch = torch.tensor([[[[0.0, 5.0], [0.0, 5.0]]]]) / STRIDE  # the right edge goes right by five pixels
     ramp = torch.arange(16.0).expand(1, 3, 16, 16)
 
     with torch.no_grad():
-        stretched = flow(stretch, ramp)
+        stretched, inside = flow(stretch, ramp)
+        _, in_sight = flow(stretch + 5 / STRIDE, ramp)  # x comes from 2/3 x - 5
 
     assert torch.allclose(stretched[0, 0, 7], torch.arange(16.0) * (1 - 5 / 15), atol=1e-4)
+    assert inside.all() and in_sight[0, 0, 7].tolist() == [0.0] * 8 + [1.0] * 8
 
 
 def test_the_error_is_felt_on_every_scale():
@@ -104,7 +130,7 @@ def test_the_flow_is_a_source_that_the_masks_choose_and_it_learns_in_a_stage_of_
         proposal = model.propose(model.believe(picture), torch.zeros(2, 1, dtype=torch.long))
 
     assert torch.allclose(proposal.sources[:, FLOW], picture, atol=1e-4)
-    assert (proposal.masks[:, FLOW] > 0.5).all()
+    assert (proposal.masks[:, FLOW] > 0.5).all()  # what stays where it is was in sight
     trained_parameters(model, Stage(name="x", trains="flow", steps=1, learning_rate=1e-3))
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name.split(".")[0] for name in learning} == {"motion"} and "motion.layers.weight" not in learning

@@ -85,7 +85,10 @@ def steps_apart(torch_world, onnx_world, batch: int, temperature: float, num_ste
     state = torch_world.start(bank.frames[:batch], bank.actions[:batch])
     keys = torch.tensor([episode_key(seed, 0) for seed in range(batch)])
     for step in range(num_steps):
-        action = torch.full((batch, len(spec.players)), (step + 1) % spec.actions.dim)
+        players = (batch, len(spec.players))
+        action = torch.full(players, (step + 1) % spec.actions.dim)
+        if spec.actions.kind == "continuous":
+            action = torch.full((*players, spec.actions.dim), 0.3 * (step % 3))
         noise = gumbel(keys, torch.full_like(keys, step), torch_world.noise_dim)
         inputs = (state, action, noise, temperature)
         (state, expected), (found_state, found) = torch_world.step(*inputs), onnx_world.step(*inputs)

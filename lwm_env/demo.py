@@ -14,9 +14,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
-from lwm_env import worlds
+from lwm_env import opponents, worlds
 from lwm_env.errors import InvalidInput, StorageError, UnfamiliarPrompt, missing_extra
-from lwm_env.opponents import StickyPlayer
 from lwm_env.prompt_file import read_prompt
 
 VIDEO_SIDE = 512  # pixels that the shorter side of the video has at least
@@ -83,23 +82,23 @@ def make(world: str, device: str = "auto") -> gym.Env:
 def dream(
     env: gym.Env, num_frames: int, seed: int, options: dict[str, Any] | None = None
 ) -> tuple[list[np.ndarray], Figures]:
-    """`num_frames` steps of a sticky player: uint8 (H, W, 3) frames and the figures of the run.
+    """`num_frames` steps of a scripted player: uint8 (H, W, 3) frames and the figures of the run.
 
     Args:
         options: of the first reset, such as the frames to start from.
     """
     spec = worlds.read_spec(env.spec.kwargs["world"])
-    player = StickyPlayer(spec.actions, seed)
-    told_once(env.reset, seed=seed, options=options)
+    player = opponents.best_for(spec, spec.players[0], seed)
+    observation, _ = told_once(env.reset, seed=seed, options=options)
     frames, seconds, total_reward, num_episodes = [], [], 0.0, 1
     for _ in tqdm(range(num_frames), desc="dreaming", unit="frame", disable=None):
         begin = time.perf_counter()
-        observation, reward, terminated, truncated, _ = env.step(player.act())
+        observation, reward, terminated, truncated, _ = env.step(player.act(observation))
         seconds.append(time.perf_counter() - begin)
         frames.append(observation)
         total_reward += float(reward)
         if terminated or truncated:
-            env.reset()
+            observation, _ = env.reset()
             num_episodes += 1
     timed = seconds[1:] or seconds
     return frames, Figures(

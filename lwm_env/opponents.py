@@ -78,6 +78,11 @@ def make(name: str, spec: WorldSpec, player: str, seed: int = 0) -> Opponent:
     return _bots[name].make(spec, player, seed)
 
 
+def best_for(spec: WorldSpec, player: str, seed: int = 0) -> Opponent:
+    """The first of `names_for`: the world's own script, if it has one, else a sticky player."""
+    return make(names_for(spec)[0], spec, player, seed)
+
+
 class StickyPlayer:
     """Holds an action for a while, then draws another one by the world's own weights; like a child with a gamepad."""
 

@@ -96,4 +96,7 @@ def test_the_script_is_a_bot_of_its_world_and_comes_first(pong):
     bot.reset(seed=1)
 
     assert opponents.names_for(pong)[0] == "script" and bot.act(picture(20, 40, 30)) == UP
-    assert "script" not in opponents.names_for(pong.model_copy(update={"script": None}))
+    unscripted = pong.model_copy(update={"script": None})
+    assert "script" not in opponents.names_for(unscripted)
+    assert isinstance(opponents.best_for(pong, "first_0"), opponents.ScriptedPlayer)
+    assert isinstance(opponents.best_for(unscripted, "first_0"), opponents.StickyPlayer)

@@ -41,20 +41,20 @@ def gallery(worlds: tuple[str, ...], out: Path, frames: int, every: float, seed:
 
 def dreamed_row(world: str, num_frames: int, seconds: float, seed: int) -> tuple[str, np.ndarray]:
     """The world's id, and frames uint8 (num_frames, H, W, 3) of a dream, so many seconds apart; ends begin anew."""
-    from lwm_env import parallel_env, worlds
-    from lwm_env.demo import StickyPlayer
+    from lwm_env import opponents, parallel_env, worlds
 
     env = parallel_env(str(worlds.find(world)), max_cycles=-1, render_mode="rgb_array")
     try:
         spec = env.world_spec
-        players = {name: StickyPlayer(spec.actions, seed + index) for index, name in enumerate(spec.players)}
+        players = {name: opponents.best_for(spec, name, seed + index) for index, name in enumerate(spec.players)}
         env.reset(seed=seed)
         shown = [env.render()]
         for _ in range(num_frames - 1):
             for _ in range(max(1, round(seconds * spec.render_fps))):
                 if not env.agents:
                     env.reset()
-                env.step({name: player.act() for name, player in players.items()})
+                frame = env.render()
+                env.step({name: player.act(frame) for name, player in players.items()})
             shown.append(env.render())
         return spec.id, np.stack(shown)
     finally:

@@ -146,9 +146,11 @@ def test_sixteen_rooms_of_a_shipped_world_show_an_action_in_100_ms(start_server)
 
 
 def test_eight_of_32_who_stall_cost_the_others_two_percent(start_server, tiny_world):
-    _, api = start_server(worlds=[str(tiny_world)])
+    # At a rate that the machine holds for 32 rooms; with too much to do those who stall would leave time to the others.
+    _, api = start_server(worlds=[str(tiny_world)], fps=5)
     without, with_them = (asyncio.run(measure(api, None, 32, stalled, SECONDS)) for stalled in (0, 8))
 
+    assert without["rate_mean"] >= 0.98 * 5
     assert with_them["rate_mean"] >= 0.98 * without["rate_mean"]
     assert with_them["stale_frames_of_a_stalled_client"] <= 3
 

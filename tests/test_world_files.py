@@ -107,6 +107,10 @@ def test_a_name_of_another_type_is_told():
         worlds.find(None)
 
 
+def test_the_platformer_is_the_first_of_the_shipped_worlds():
+    assert [*worlds.shipped()] == ["LWM-Platformer-v0", "LWM-Doom-v0", "LWM-Pong-v0", "LWM-Racing-v0"]
+
+
 @pytest.mark.parametrize("world_id", worlds.shipped())
 def test_every_shipped_world_is_whole_and_found_by_its_names(world_id):
     folder = worlds.find(world_id)

@@ -40,6 +40,7 @@ __all__ = [
 MANIFEST = "world.json"
 FORMAT = 1
 MAX_MANIFEST_BYTES = 1 << 20
+FIRST = "platformer"
 
 
 class FileRecord(BaseModel):
@@ -101,8 +102,9 @@ def restrictions(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def shipped_folders() -> list[Path]:
-    """Every folder here that has a world.json, damaged or not."""
-    return sorted(path.parent for path in Path(__file__).parent.glob(f"*/{MANIFEST}"))
+    """Every folder here that has a world.json, damaged or not, by name; the first is played where none is named."""
+    folders = [path.parent for path in Path(__file__).parent.glob(f"*/{MANIFEST}")]
+    return sorted(folders, key=lambda folder: (folder.name != FIRST, folder.name))
 
 
 def find(world: str | Path) -> Path:

@@ -97,7 +97,7 @@ class Motion(nn.Module):
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         self.up = Pointwise(wide, 4 * dim)
-        seen = (1 + self.num_copies) * pixels + (1 + (self.flow is not None) + 2 * config.movers) * patch**2
+        seen = (1 + self.num_copies) * pixels + (1 + self.num_flows + 2 * config.movers) * patch**2
         self.merge = Pointwise(2 * dim + seen, dim)
         self.position = None  # of each cell; with movers a place in the picture means something
         if config.movers:
@@ -116,9 +116,14 @@ class Motion(nn.Module):
         nn.init.constant_(self.layers.bias[6 * patch**2 : (6 + self.num_copies) * patch**2], NEAR)
 
     @property
+    def num_flows(self) -> int:
+        """1 if the view turns, else 0."""
+        return int(self.flow is not None)
+
+    @property
     def num_copies(self) -> int:
         """How many copies of the last picture the masks choose among."""
-        return (self.flow is not None) + self.config.movers
+        return self.num_flows + self.config.movers
 
     @property
     def kept_dim(self) -> int:
@@ -190,7 +195,7 @@ class Motion(nn.Module):
         layers = F.pixel_shuffle(self.layers(F.silu(features)), self.patch)
         masks, drawn = layers.split([6 + self.num_copies, 3], dim=1)
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
-        canvas, others, movers = masks.split([4, 2 + (self.flow is not None), self.config.movers], 1)
+        canvas, others, movers = masks.split([4, 2 + self.num_flows, self.config.movers], 1)
         if self.movers is not None:
             shows = reading.shown[:, self.config.movers :]
             movers = movers - F.softplus(self.locality) * reading.distance + self.presence * shows

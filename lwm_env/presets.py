@@ -3,13 +3,20 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lwm_env.ahead import AheadConfig
 from lwm_env.camera import CameraConfig
 from lwm_env.dynamics import DynamicsConfig
 from lwm_env.errors import ConfigMismatch
 from lwm_env.motion import MotionConfig
 from lwm_env.tokenizer import TokenizerConfig
 
-PARTS = {"tokenizer": TokenizerConfig, "camera": CameraConfig, "motion": MotionConfig, "dynamics": DynamicsConfig}
+PARTS = {
+    "tokenizer": TokenizerConfig,
+    "camera": CameraConfig,
+    "motion": MotionConfig,
+    "ahead": AheadConfig,
+    "dynamics": DynamicsConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,7 @@ class ModelConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
+    ahead: AheadConfig = field(default_factory=AheadConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
 
     def __post_init__(self) -> None:

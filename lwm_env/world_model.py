@@ -5,6 +5,8 @@ Shapes: B worlds, K context frames, P players, D latent dimensions, L levels, h 
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env import worlds
+from lwm_env.ahead import Ahead
 from lwm_env.camera import Camera
 from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
 from lwm_env.errors import ConfigMismatch, CorruptFile
@@ -105,6 +108,9 @@ class WorldModel(nn.Module):
         self.tokenizer = Tokenizer(config.tokenizer)
         self.camera = Camera(config.camera, config.frame_size, self.action_dim)
         self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim)
+        self.ahead = None
+        if config.ahead.width:
+            self.ahead = Ahead(config.ahead, config.tokenizer.patch, config.frame_size, config.margin)
         self.dynamics = Dynamics(config.dynamics, self.tokenizer.levels, latent_dim, config.motion.dim)
         self.events = EventHead(config.dynamics, latent_dim, config.cells, players, len(spec.reward_values))
         self.register_buffer("reward_values", torch.tensor(spec.reward_values), persistent=False)
@@ -116,7 +122,10 @@ class WorldModel(nn.Module):
 
     @property
     def noise_dim(self) -> int:
-        """How many Gumbel numbers a step samples with."""
+        """How many Gumbel numbers a step samples with: one for each code of what is drawn ahead, or, where nothing is,
+        for each level of each token."""
+        if self.ahead is not None:
+            return len(self.ahead.codes)
         dims, levels, height, width = self.token_shape
         return dims * levels * height * width
 
@@ -159,10 +168,16 @@ class WorldModel(nn.Module):
         return whole, torch.cat([estimate, (whole + left - total).detach()], 1), left
 
     def anticipate(
-        self, belief: Belief, action: Tensor, sighting: Sighting | None = None, movers: Sighting | None = None
+        self,
+        belief: Belief,
+        action: Tensor,
+        sighting: Sighting | None = None,
+        movers: Sighting | None = None,
+        ahead: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Anticipation:
         """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
-        next frame corrects the estimate, and one of the movers (B, M, 2) their shifts."""
+        next frame corrects the estimate, and one of the movers (B, M, 2) their shifts. What draws `ahead` does so on
+        the canvas before it moves by whole pixels (B, 2)."""
         action = self.embed(action)
         last = belief.frames[:, -1]
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
@@ -170,6 +185,8 @@ class WorldModel(nn.Module):
         travel = (whole + offset - belief.offset).detach()
         reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory, movers)
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
+        if ahead is not None:
+            canvas = ahead(canvas, whole)
         return Anticipation(reading, estimate, motion, travel, carry, move_whole(canvas, whole), offset)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
@@ -187,22 +204,28 @@ class WorldModel(nn.Module):
         return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, ahead.reading.memory)
 
     def propose(
-        self, belief: Belief, action: Tensor, sighting: Sighting | None = None, movers: Sighting | None = None
+        self,
+        belief: Belief,
+        action: Tensor,
+        sighting: Sighting | None = None,
+        movers: Sighting | None = None,
+        ahead: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Proposal:
-        """Everything about the next step that is known before sampling; sightings as for `anticipate`."""
-        ahead = self.anticipate(belief, action, sighting, movers)
-        views = self.canvas.views(ahead.canvas, ahead.offset.detach())
-        composed = self.motion.compose(ahead.reading, belief.frames[:, -1], views, self.embed(action), ahead.travel)
+        """Everything about the next step that is known before its tokens are sampled; the rest as for `anticipate`."""
+        next_ = self.anticipate(belief, action, sighting, movers, ahead)
+        views = self.canvas.views(next_.canvas, next_.offset.detach())
+        composed = self.motion.compose(next_.reading, belief.frames[:, -1], views, self.embed(action), next_.travel)
         moved_latent = self.tokenizer.encode(composed.picture)
         logits, hidden = self.dynamics(composed.features, moved_latent)
         return Proposal(
-            ahead.estimate, ahead.motion, ahead.canvas, ahead.offset, ahead.carry, ahead.reading.memory,
+            next_.estimate, next_.motion, next_.canvas, next_.offset, next_.carry, next_.reading.memory,
             composed.picture, moved_latent, logits, hidden, composed.masks, composed.sources,
         )  # fmt: skip
 
     def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
-        """Token indices (B, D, h, w): the likeliest, or drawn by Gumbel noise (B, noise_dim) at a temperature."""
-        if noise is not None and temperature > 0:
+        """Token indices (B, D, h, w): the likeliest, or drawn by Gumbel noise (B, noise_dim) at a temperature, which is
+        for the codes where something is drawn ahead."""
+        if self.ahead is None and noise is not None and temperature > 0:
             logits = logits + temperature * noise.view(logits.shape)
         return logits.argmax(2)
 
@@ -228,7 +251,8 @@ class WorldModel(nn.Module):
     ) -> tuple[State, Output]:
         """One step of B worlds; see `Output`. Randomness comes only from `noise` (B, noise_dim), Gumbel numbers."""
         belief = self._unpack(state)
-        proposal = self.propose(belief, action)
+        ahead = None if self.ahead is None else partial(self.ahead, noise=noise, temperature=temperature)
+        proposal = self.propose(belief, action, ahead=ahead)
         latent = self.tokenizer.levels[self.sample(proposal.logits, noise, temperature)]
         frame = to_frames(self.tokenizer.decode(latent, proposal.moved))
         reward_logits, end_logit = self.events(proposal.hidden, proposal.moved_latent, latent)

@@ -42,6 +42,8 @@ class LossWeights:
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
     place: float = 1.0  # distance from the place that the camera was seen at, beyond the half pixel that is rounded
     tokens: float = 0.25
+    strip: float = 4.0  # of a stage for what is drawn ahead, see `ahead_errors`
+    code: float = 0.3
     drawn: float = 4.0
     reward: float = 0.1
     end: float = 0.1

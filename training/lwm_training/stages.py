@@ -1,6 +1,7 @@
 """What a stage of training is: its losses, its parameters, its learning rate."""
 
 import math
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from lwm_env.errors import ConfigMismatch
 from lwm_env.presets import PRESETS
 from lwm_env.world_model import WorldModel
+from lwm_training.ahead_loss import ahead_errors
 from lwm_training.batch import as_batch, sightings
 from lwm_training.camera_loss import camera_unroll
 from lwm_training.flow_loss import flow_parts, flow_unroll
@@ -41,6 +43,8 @@ class Objective(nn.Module):
             return movers_errors(self.model, batch, motion, context, self.replay, generator, self.weights.spots > 0)
         if self.stage.trains == "flow":
             return {"flow": flow_unroll(self.model, batch, context)}
+        if self.stage.trains == "ahead":
+            return ahead_errors(self.model, batch, generator, self.weights.edges)
         losses: dict[str, Tensor] = {}
         if self.teaching is not None and self.stage.trains in ("tokenizer", "joint"):
             losses["teacher_latent"] = self.teaching.latent_error(self.model, batch.pixels[:, 0])
@@ -62,6 +66,7 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
         "camera": lambda: [model.camera],
         "movers": lambda: [model.motion.movers],
         "flow": lambda: flow_parts(model.motion),
+        "ahead": lambda: [model.ahead],
         "dynamics": lambda: [model],
         "joint": lambda: [model],
     }[stage.trains]
@@ -70,6 +75,8 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
     if stage.trains == "dynamics":
         model.tokenizer.encoder.requires_grad_(False)
         model.camera.requires_grad_(False)
+        if model.ahead is not None:
+            model.ahead.requires_grad_(False)
         if model.motion.movers is not None:
             model.motion.movers.requires_grad_(False)
     adapters = [] if teaching is None else list(teaching.parameters())
@@ -96,11 +103,10 @@ def check_recipe(recipe: Recipe, num_processes: int) -> None:
     for stage in recipe.train.stages:
         LossWeights.from_recipe(stage.loss)
         _check_taught(recipe, stage)
-        motion = PRESETS[recipe.model.preset].override(recipe.model.overrides).motion
-        if stage.trains in ("movers", "flow") and not getattr(motion, stage.trains):
-            raise ConfigMismatch(
-                f"the stage {stage.name} trains {stage.trains}, but the model has none. Set motion.{stage.trains}."
-            )
+        model = PRESETS[recipe.model.preset].override(recipe.model.overrides)
+        needed = {"movers": "motion.movers", "flow": "motion.flow", "ahead": "ahead.width"}.get(stage.trains)
+        if needed and not attrgetter(needed)(model):
+            raise ConfigMismatch(f"the stage {stage.name} trains {stage.trains}, but {needed} is 0. Set it.")
         longest = (1 if stage.trains == "tokenizer" else stage.context) - 1 + stage.unroll
         if recipe.data.kind == "stream" and longest > recipe.data.shard_steps:
             raise ConfigMismatch(

@@ -110,8 +110,17 @@ class Stream:
         self._number: int | None = None
         self._shard: Shard | None = None
 
-    def clips(self, step: int, batch: int, length: int, min_steps: int = 0, sighted: bool = False) -> Clips:
-        """The batch of a training step; `sighted` saves its sightings from being found again and again."""
+    def clips(
+        self,
+        step: int,
+        batch: int,
+        length: int,
+        min_steps: int = 0,
+        sighted: bool = False,
+        event_share: float | None = None,
+    ) -> Clips:
+        """The batch of a training step; `sighted` saves its sightings from being found again and again, and a share of
+        None is the recipe's."""
         number = step // STEPS_PER_SHARD
         if number != self._number or self._shard is None:
             seed = int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0] >> 2)
@@ -121,7 +130,7 @@ class Stream:
             batch,
             length,
             min_steps,
-            self.data.event_share,
+            self.data.event_share if event_share is None else event_share,
             sighted,
         )
 
@@ -132,7 +141,16 @@ class Stored:
     def __init__(self, store: "EpisodeStore", seed: int, rank: int = 0) -> None:
         self.store, self.seed, self.rank = store, seed, rank
 
-    def clips(self, step: int, batch: int, length: int, min_steps: int = 0, sighted: bool = False) -> Clips:
+    def clips(
+        self,
+        step: int,
+        batch: int,
+        length: int,
+        min_steps: int = 0,
+        sighted: bool = False,
+        event_share: float | None = None,
+    ) -> Clips:
+        """The batch of a training step; what a store holds is neither sighted nor chosen."""
         rng = np.random.default_rng([self.seed, step, self.rank])
         return self.store.clips(rng, batch, length, max(1, min_steps))
 

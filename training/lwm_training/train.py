@@ -181,9 +181,9 @@ class Run:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + rank)
         context = 1 if stage.trains == "tokenizer" else self._context(stage, seed, step)
         batch = len(range(rank, stage.batch_size or self.recipe.train.batch_size, world))
-        sighted = stage.trains in ("camera", "movers") and self.accelerator.device.type == "cpu"
+        sighted = stage.trains in ("camera", "movers", "ahead") and self.accelerator.device.type == "cpu"
         sighted &= self.model.config.camera.max_motion > 0
-        clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sighted)
+        clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sighted, stage.event_share)
         scale = learning_rate(stage, self.progress.step, self._share(stage)) * self.guard.learning_rate_scale
         for group in optimizer.param_groups:
             group["lr"] = scale

@@ -1,0 +1,96 @@
+"""What teaches to draw ahead: strips of real pictures that came into view a few steps later, found by registration.
+
+Shapes: B clips of T steps, N strips of H x S pixels.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lwm_env.ahead import Ahead
+from lwm_env.registration import Sighting
+from lwm_env.world_model import WorldModel
+from lwm_training.batch import Batch, sightings
+from lwm_training.picture_loss import picture_error
+
+STARTS = 4  # tried in each clip
+PARTLY = 0.2  # share of the strips of which some rows were seen already, and of those of which a column was
+
+
+class Strips(NamedTuple):
+    """crop (N, 4, H, W / 2 + S) as `Ahead.crop` gives them, strip (N, 3, H, S), which of its rows were in view, bool
+    (N, 1, H, 1), and whether it is at the left edge, bool (N,)."""
+
+    crop: Tensor
+    strip: Tensor
+    visible: Tensor
+    left: Tensor
+
+
+def find_strips(ahead: Ahead, batch: Batch, seen: Sighting, generator: torch.Generator) -> Strips:
+    """Of random pictures the strip beyond the edge that the camera went to, as the first picture shows it that has
+    all of it; none where the camera turned back, was lost, or the episode ended before."""
+    pixels, size = batch.pixels, ahead.config.width
+    clips, length, _, height, width = pixels.shape
+    device = pixels.device
+    place = F.pad(seen.motion.round().cumsum(1), (0, 0, 1, 0))  # (B, T + 1, 2) of the content
+    lost = F.pad((~seen.sure | (batch.valid == 0)).long().cumsum(1), (1, 0))
+    start = torch.randint(length - 1, (clips, STARTS), generator=generator).to(device)
+    clip = torch.arange(clips, device=device)[:, None].expand_as(start)
+    moved = place[:, None] - place[clip, start][:, :, None]  # (B, STARTS, T + 1, 2)
+    later = torch.arange(length, device=device) > start[..., None]
+    arrived = later & (moved[..., 1].abs() >= size)
+    end = arrived.int().argmax(2)
+    good = arrived.any(2) & (lost[clip, start] == lost[clip, end])
+    clip, start, end = clip[good], start[good], end[good]
+    down, right = (place[clip, end] - place[clip, start]).long().unbind(1)
+    left = right > 0
+    rows = torch.arange(height, device=device) + down[:, None]
+    visible = (rows >= 0) & (rows < height)
+    beyond = torch.arange(size, device=device)
+    columns = torch.where(left[:, None], -1 - beyond, width + beyond) + right[:, None]
+    picked = pixels[clip, end].movedim(1, -1)  # colours last, as an index of rows and columns wants
+    number = torch.arange(len(clip), device=device)[:, None, None]
+    strip = picked[number, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]]
+    visible = visible[:, None, :, None]
+    strip = strip.movedim(-1, 1) * visible
+    known = _known(visible, size, generator)
+    view = pixels[clip, start]
+    half = width // 2
+    view = torch.where(left[:, None, None, None], view[..., :half].flip(3), view[..., half:])
+    colours = torch.cat([view, strip * known], 3)
+    crop = torch.cat([colours, torch.cat([torch.ones_like(view[:, :1]), known], 3)], 1)
+    return Strips(crop, strip, visible, left)
+
+
+def _known(visible: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """What of the strips was seen before: nothing, a column, or the rows on one side of some height. (N, 1, H, S)."""
+    count, height = len(visible), visible.shape[2]
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator).to(visible.device)
+
+    row = torch.linspace(0, 1, height, device=visible.device)[:, None]
+    cut, above, kind = chance(1, 1, 1), chance(1, 1, 1) < 0.5, chance(1, 1, 1)
+    rows = torch.where(above, row < cut, row > cut) & (kind < PARTLY)
+    column = (torch.arange(size, device=visible.device) == 0) & (kind >= PARTLY) & (kind < 2 * PARTLY)
+    return ((rows | column) & visible).float()
+
+
+def ahead_errors(model: WorldModel, batch: Batch, generator: torch.Generator, edges: float) -> dict[str, Tensor]:
+    """`strip`: how wrong strips are that are drawn from their own codes; `code`: how unlikely the prior finds these."""
+    ahead = model.ahead
+    found = find_strips(ahead, batch, sightings(model, batch), generator)
+    if not len(found.left):
+        nothing = sum(parameter.sum() for parameter in ahead.parameters()) * 0
+        return {"strip": nothing, "code": nothing}
+    features = ahead.look(found.crop, found.left)
+    code, index = ahead.recognise(features, found.strip)
+    unseen = (1 - found.crop[:, 3:, :, -found.strip.shape[3] :]) * found.visible
+    drawn = ahead.draw(features, code)
+    target = torch.where(unseen > 0, found.strip, drawn.detach())
+    share = unseen.mean((1, 2, 3)).clamp(min=0.1)
+    error = picture_error(drawn, target, edges, squared=2.0) / share
+    return {"strip": error.mean(), "code": F.cross_entropy(ahead.prior(features), index)}

@@ -8,7 +8,7 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.noise import episode_key, gumbel
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
-from lwm_training.ahead_loss import find_strips
+from lwm_training.ahead_loss import find_strips, rarity
 from lwm_training.batch import Batch
 from lwm_training.picture_loss import picture_error
 from lwm_training.recipe import load_recipe
@@ -133,6 +133,18 @@ def test_nothing_is_learned_across_an_end_or_where_the_camera_is_lost(ahead):
     assert not len(find_strips(ahead, batch, seen, torch.Generator().manual_seed(0)).left)
     unsure = Sighting(lost.motion, torch.zeros_like(lost.sure))
     assert not len(find_strips(ahead, other, unsure, torch.Generator().manual_seed(0)).left)
+
+
+def test_rare_colours_count_more():
+    """One yellow pixel and 63 dark ones, of which the last row is out of sight: 1 to the root of 1 / 55."""
+    strip = torch.full((1, 3, 8, 8), -1.0)
+    strip[0, :2, 3, 3] = 1
+    visible = (torch.arange(8) < 7).view(1, 1, 8, 1)
+
+    weights = rarity(strip, visible)[0, 0]
+
+    assert weights[3, 3] / weights[0, 0] == pytest.approx(55**0.5) and not weights[7].any()
+    assert weights[:7].mean() == pytest.approx(1)
 
 
 def test_of_two_things_that_may_come_one_is_drawn_whole(ahead):

@@ -16,6 +16,7 @@ from lwm_training.batch import Batch, sightings
 from lwm_training.picture_loss import picture_error
 
 STARTS = 4  # tried in each clip
+COLOURS = 4  # bins of each colour's brightness
 PARTLY = 0.2  # share of the strips of which some rows were seen already, and of those of which a column was
 
 
@@ -79,6 +80,17 @@ def _known(visible: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return ((rows | column) & visible).float()
 
 
+def rarity(strips: Tensor, visible: Tensor) -> Tensor:
+    """Weights (N, 1, H, S) of mean 1, for each pixel one over the root of how often its colour comes in the batch: a
+    coin of six pixels else counts nothing beside walls."""
+    bins = ((strips + 1) * (COLOURS / 2)).long().clamp(0, COLOURS - 1)
+    index = (bins[:, 0] * COLOURS + bins[:, 1]) * COLOURS + bins[:, 2]
+    here = visible.expand(-1, -1, -1, strips.shape[3])[:, 0]
+    counts = torch.bincount(index[here], minlength=COLOURS**3)
+    weights = counts.clamp(min=1).rsqrt()[index] * here
+    return (weights * (here.sum() / weights.sum()))[:, None]
+
+
 def ahead_errors(model: WorldModel, batch: Batch, generator: torch.Generator, edges: float) -> dict[str, Tensor]:
     """`strip`: how wrong strips are that are drawn from their own codes; `code`: how unlikely the prior finds these."""
     ahead = model.ahead
@@ -92,5 +104,5 @@ def ahead_errors(model: WorldModel, batch: Batch, generator: torch.Generator, ed
     drawn = ahead.draw(features, code)
     target = torch.where(unseen > 0, found.strip, drawn.detach())
     share = unseen.mean((1, 2, 3)).clamp(min=0.1)
-    error = picture_error(drawn, target, edges, squared=2.0) / share
+    error = picture_error(drawn, target, edges, rarity(found.strip, found.visible), squared=2.0) / share
     return {"strip": error.mean(), "code": F.cross_entropy(ahead.prior(features), index)}

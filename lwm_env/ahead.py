@@ -7,7 +7,7 @@ likely (the prior). A code is finite scalar quantisation of a few numbers, as to
 DreamerV2's (Hafner et al., 2021, arXiv:2010.02193), which tells only what was not seen. The strip then counts as seen:
 what moves the picture copies it.
 
-Shapes: B worlds, pictures of H x W pixels, a strip of H x S, a crop of H x (W / 2 + S), the strip at its right end.
+Shapes: B worlds, pictures of H x W pixels, a strip of H x S, a crop of H x (R + S), the strip at its right end.
 """
 
 from dataclasses import dataclass
@@ -29,14 +29,15 @@ class AheadConfig:
     """Shape of what draws ahead."""
 
     width: int = 0  # pixels of a strip, S; 0: nothing is drawn ahead, and tokens are sampled instead
+    reach: int = 16  # pixels of the view beside it that are looked at, R
     dim: int = 48
-    blocks: int = 2
+    blocks: int = 1
     code_dim: int = 5
     levels: int = 4  # of each number of a code, so there are levels ** code_dim codes
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.blocks, self.code_dim) < 1 or self.width < 0:
-            raise ValueError(f"AheadConfig.dim, blocks and code_dim must be at least 1 and width 0, got {self}")
+        if min(self.reach, self.dim, self.blocks, self.code_dim) < 1 or self.width < 0:
+            raise ValueError(f"AheadConfig.reach, dim, blocks and code_dim must be at least 1 and width 0, got {self}")
         if self.levels < 2 or self.levels**self.code_dim > 4096:
             raise ValueError(f"AheadConfig allows 2 to 4096 codes, got {self.levels} ** {self.code_dim}")
 
@@ -49,11 +50,14 @@ class Ahead(nn.Module):
     def __init__(self, config: AheadConfig, patch: int, frame_size: tuple[int, int], margin: int) -> None:
         super().__init__()
         height, width = frame_size
-        if config.width % patch or config.width > margin or (width // 2) % patch:
-            raise ValueError(f"AheadConfig.width is a multiple of {patch} and {margin} at most, got {config.width}")
+        if config.width % patch or config.width > margin or config.reach % patch or config.reach > width:
+            raise ValueError(
+                f"AheadConfig.width and reach are multiples of {patch}, {margin} and {width} at most, got "
+                f"{config.width} and {config.reach}"
+            )
         self.config, self.patch, self.frame_size, self.margin = config, patch, frame_size, margin
         self.cells = (height // patch, config.width // patch)
-        grid = (self.cells[0], (width // 2 + config.width) // patch)
+        grid = (self.cells[0], (config.reach + config.width) // patch)
         levels = torch.linspace(-1, 1, config.levels)
         codes = torch.cartesian_prod(*[levels] * config.code_dim).view(-1, config.code_dim)
         rows = torch.linspace(-1, 1, height)[None, None, :, None].repeat(1, 1, 1, grid[1] * patch)
@@ -73,12 +77,12 @@ class Ahead(nn.Module):
     # -- where strips lie --------------------------------------------------------------------------------------------
 
     def crop(self, canvas: Tensor, left: Tensor) -> Tensor:
-        """The half of the view at the right edge and the strip beyond it, or at the `left` one (B,), mirrored: colours
-        and whether they were seen, (B, 4, H, W / 2 + S)."""
-        (height, width), margin, strip = self.frame_size, self.margin, self.config.width
+        """The view at the right edge and the strip beyond it, or at the `left` one (B,), mirrored: colours and whether
+        they were seen, (B, 4, H, R + S)."""
+        (height, width), margin, config = self.frame_size, self.margin, self.config
         rows = canvas[:, :, margin : margin + height]
-        right = rows[..., margin + width // 2 : margin + width + strip]
-        mirrored = rows[..., margin - strip : margin + width // 2].flip(3)
+        right = rows[..., margin + width - config.reach : margin + width + config.width]
+        mirrored = rows[..., margin - config.width : margin + config.reach].flip(3)
         return torch.where(left[:, None, None, None], mirrored, right)
 
     def paste(self, canvas: Tensor, strip: Tensor, left: Tensor, wanted: Tensor) -> Tensor:
@@ -95,7 +99,7 @@ class Ahead(nn.Module):
     # -- what they show ----------------------------------------------------------------------------------------------
 
     def look(self, crop: Tensor, left: Tensor) -> Tensor:
-        """Features (B, C, h, w) of a crop (B, 4, H, W / 2 + S)."""
+        """Features (B, C, h, w) of a crop (B, 4, H, R + S)."""
         planes = torch.cat([crop[:, :3] * crop[:, 3:], crop[:, 3:]], 1)
         edge = left[:, None, None, None].to(crop.dtype).expand_as(crop[:, :1])
         planes = torch.cat([planes, edge, self.rows.expand(len(crop), -1, -1, -1)], 1)

@@ -100,7 +100,7 @@ class WorldSpec(_Strict):
     render_fps: Count = 15
     real: RealSource
     termination_threshold: float = Field(default=0.5, ge=0, le=1)
-    temperature: float = Field(default=0.0, ge=0)  # default sampling temperature of the tokens; 0 takes the likeliest
+    temperature: float = Field(default=0.0, ge=0)  # of the tokens, or of what is drawn ahead; 0 takes the likeliest
     script: Literal["pong_paddles", "racing_road"] | None = None  # a rule that plays by the picture: `lwm_env.scripts`
 
     def observation_space(self) -> spaces.Box:

@@ -21,7 +21,7 @@ RIGHT, LEFT = torch.tensor([[0.0, -2.0]]), torch.tensor([[0.0, 2.0]])  # where t
 @pytest.fixture
 def ahead() -> Ahead:
     torch.manual_seed(0)
-    return Ahead(AheadConfig(width=STRIP, dim=16, blocks=1, code_dim=2), 4, (SIZE, SIZE), MARGIN)
+    return Ahead(AheadConfig(width=STRIP, reach=8, dim=16, code_dim=2), 4, (SIZE, SIZE), MARGIN)
 
 
 def seen_view(batch: int = 1) -> torch.Tensor:
@@ -191,7 +191,7 @@ def test_a_world_draws_ahead_in_dreams_and_samples_nothing_else(tiny_config, tin
 
 
 def test_sizes_that_do_not_fit_are_told():
-    with pytest.raises(ValueError, match="multiple of 4 and 8 at most, got 6"):
+    with pytest.raises(ValueError, match="multiples of 4, 8 and 16 at most, got 6"):
         Ahead(AheadConfig(width=6), 4, (SIZE, SIZE), MARGIN)
     with pytest.raises(ValueError, match="4096 codes"):
         AheadConfig(code_dim=9)

@@ -33,7 +33,8 @@ class LwmEnv(gym.Env[Any, Any], EzPickle):
         world: id, folder name, or path of a world folder.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         render_mode: None or "rgb_array".
-        temperature: of the sampled tokens, >= 0; None takes the world's own.
+        temperature: of the sampled tokens, or where something is drawn ahead of that alone, >= 0; None takes the
+            world's own.
         backend: "torch", or "onnx" (the extra `onnx`): the step exported on first use to the user's cache directory and
             run by ONNX Runtime. Bytes repeat within a backend; between the two a pixel may differ.
         output: "numpy", or "torch" for observations as tensors on the device.

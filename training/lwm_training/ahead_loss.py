@@ -21,7 +21,7 @@ PARTLY = 0.2  # share of the strips of which some rows were seen already, and of
 
 
 class Strips(NamedTuple):
-    """crop (N, 4, H, W / 2 + S) as `Ahead.crop` gives them, strip (N, 3, H, S), which of its rows were in view, bool
+    """crop (N, 4, H, R + S) as `Ahead.crop` gives them, strip (N, 3, H, S), which of its rows were in view, bool
     (N, 1, H, 1), and whether it is at the left edge, bool (N,)."""
 
     crop: Tensor
@@ -59,8 +59,8 @@ def find_strips(ahead: Ahead, batch: Batch, seen: Sighting, generator: torch.Gen
     strip = strip.movedim(-1, 1) * visible
     known = _known(visible, size, generator)
     view = pixels[clip, start]
-    half = width // 2
-    view = torch.where(left[:, None, None, None], view[..., :half].flip(3), view[..., half:])
+    reach = ahead.config.reach
+    view = torch.where(left[:, None, None, None], view[..., :reach].flip(3), view[..., width - reach :])
     colours = torch.cat([view, strip * known], 3)
     crop = torch.cat([colours, torch.cat([torch.ones_like(view[:, :1]), known], 3)], 1)
     return Strips(crop, strip, visible, left)

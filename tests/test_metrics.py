@@ -8,7 +8,7 @@ import torch
 
 from lwm_env.errors import InvalidInput
 from lwm_training import metrics
-from lwm_training.event_metrics import Happenings, best_threshold, count_ends, count_rewards, match
+from lwm_training.event_metrics import Happenings, best_threshold, count_ends, count_rewards, match, outcomes
 from lwm_training.scroll import seen_pixels
 from lwm_training.tally import Tally, interval, join, resampling
 
@@ -183,6 +183,20 @@ def test_rewards_count_until_the_first_dreamed_end():
 
     assert (counts.found.sum(), counts.false.sum(), counts.missed.sum()) == (1, 1, 1)
     assert counts.frames.tolist() == [7]
+
+
+def test_what_has_come_of_a_clip_stays_and_ends_with_its_end():
+    """The dream pays at once and ends at 6, where a reward of 8 never comes; the real clip pays at 4 and ends at 5."""
+    given = happenings([6], [5])
+    given.rewards[0, [2, 8], 0] = 10
+    given.real_rewards[0, [4, 9], 0] = 10
+
+    came = {name: np.flatnonzero(values[0]).tolist() for name, values in outcomes(given, 0.5, 0).items()}
+
+    assert came["rewarded"] == list(range(2, 12)) and came["rewarded_real"] == list(range(4, 12))
+    assert came["ended"] == list(range(6, 12)) and came["ended_real"] == list(range(5, 12))
+    given.rewards[0, 2, 0], given.real_rewards[0, 4, 0] = 0, 0
+    assert not any(outcomes(given, 0.5, 0)[name].any() for name in ("rewarded", "rewarded_real"))
 
 
 def test_a_reward_of_another_value_or_player_is_not_the_same_event():

@@ -88,6 +88,24 @@ def count_rewards(happenings: Happenings, threshold: float, neutral: float) -> C
     return Counts(*np.array(rows, np.float64).reshape(-1, 4).T)
 
 
+def outcomes(happenings: Happenings, threshold: float, neutral: float) -> dict[str, np.ndarray]:
+    """What has come of each clip by each step, whenever it came: `rewarded` and `ended` in the dream, `rewarded_real`
+    and `ended_real`, 0 or 1, float64 (B, T). A reward is any but `neutral`, of any player; after an end none comes.
+
+    Events that are found step by step ask for the very future that came. Whether a dream is a world to learn in, these
+    tell: does as much come of the same actions?
+    """
+    over = np.cumsum(happenings.end_probs >= threshold, 1) > 0
+    running = np.pad(~over[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    happened = {
+        "rewarded": (happenings.rewards != neutral).any(2) & running,
+        "rewarded_real": (happenings.real_rewards != neutral).any(2) & happenings.valid,
+        "ended": over,
+        "ended_real": happenings.real_ends & happenings.valid,
+    }
+    return {name: (np.cumsum(steps, 1) > 0).astype(np.float64) for name, steps in happened.items()}
+
+
 def best_threshold(happenings: Happenings) -> tuple[float, float]:
     """The end threshold with the highest F1 (the middle one of several), and that F1; NaN without any event."""
     scores = np.array([count_ends(happenings, threshold).scores()[2] for threshold in THRESHOLDS])

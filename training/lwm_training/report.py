@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from lwm_training.evaluate import Measured, horizons_until
 from lwm_training.event_metrics import THRESHOLDS, count_ends
 from lwm_training.report_record import ROWS, Distance, EventFigures, Figure, MemoryFigures, Protocol, Report
-from lwm_training.report_rows import curves_of, distances_of, event_figures, events_of, memory_of, numbers, rows_of
+from lwm_training.report_rows import (
+    curves_of,
+    distances_of,
+    event_figures,
+    events_of,
+    memory_of,
+    numbers,
+    outcome_rows,
+    rows_of,
+)
 from lwm_training.tally import Tally, resampling
 
 PACKAGES = ("lwm-env", "torch", "numpy", "envpool", "gymnasium", "pettingzoo")
@@ -53,6 +62,7 @@ def build(
     valid = measured.happenings.valid
     running = {str(step): int(valid[:, min(step, truth) - 1].sum()) for step in horizons if step <= truth}
     rows, distances = rows_of(measured, horizons, weights), distances_of(measured, protocol.seed)
+    rows |= outcome_rows(measured.happenings, protocol.termination_threshold, horizons, weights)
     running |= _running_far(measured)
     if more.long:
         for name, figures in _long_rows(more.long, protocol).items():

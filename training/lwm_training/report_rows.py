@@ -7,7 +7,7 @@ import numpy as np
 
 from lwm_training.distribution import against_floor, frechet, kernel_distance
 from lwm_training.evaluate import Measured
-from lwm_training.event_metrics import Counts, Happenings, count_ends, count_rewards
+from lwm_training.event_metrics import Counts, Happenings, count_ends, count_rewards, outcomes
 from lwm_training.metrics import colour_distance, psnr
 from lwm_training.readings import WINDOW
 from lwm_training.report_record import ROWS, Distance, EventFigures, Figure, MemoryFigures
@@ -85,8 +85,26 @@ def curves_of(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
 
 def events_of(happenings: Happenings, threshold: float) -> tuple[Counts, Counts]:
     """Ends and rewards that were found, false and missed; the reward nearest to 0 is none."""
-    neutral = float(min(np.unique(happenings.real_rewards[happenings.valid]), key=abs, default=0.0))
-    return count_ends(happenings, threshold), count_rewards(happenings, threshold, neutral)
+    return count_ends(happenings, threshold), count_rewards(happenings, threshold, _neutral(happenings))
+
+
+def outcome_rows(
+    happenings: Happenings, threshold: float, horizons: Sequence[int], weights: np.ndarray
+) -> dict[str, dict[str, Figure]]:
+    """Shares of the clips of which something has come by then, see `outcomes`; without ends where there are none."""
+    steps = tuple(range(1, happenings.valid.shape[1] + 1))
+    known = [step for step in horizons if step <= len(steps)]
+    came = outcomes(happenings, threshold, _neutral(happenings))
+    ends = came["ended"].any() or came["ended_real"].any()
+    return {
+        name: _figures(Tally(steps, values, np.ones_like(values)).at(known), weights, False)
+        for name, values in came.items()
+        if ends or not name.startswith("ended")
+    }
+
+
+def _neutral(happenings: Happenings) -> float:
+    return float(min(np.unique(happenings.real_rewards[happenings.valid]), key=abs, default=0.0))
 
 
 def event_figures(counts: Counts, weights: np.ndarray) -> EventFigures:

@@ -89,12 +89,20 @@ class Ahead(nn.Module):
         """The canvas with a strip (B, 3, H, S) where nothing was seen, in the worlds where it is `wanted` (B,)."""
         (height, width), margin, size = self.frame_size, self.margin, self.config.width
         painted = torch.cat([strip, torch.ones_like(strip[:, :1])], 1)
-        new = canvas.clone()
-        for edge, start, picture in ((left, margin - size, painted.flip(3)), (~left, margin + width, painted)):
-            place = (slice(None), slice(None), slice(margin, margin + height), slice(start, start + size))
-            unseen = (1 - canvas[place][:, 3:]) * (edge & wanted)[:, None, None, None]
-            new[place] = canvas[place] + unseen * (picture - canvas[place])
-        return new
+        above, rows, below = canvas.split([margin, height, canvas.shape[2] - margin - height], 2)
+
+        def filled(start: int, edge: Tensor, picture: Tensor) -> Tensor:
+            part = rows[..., start : start + size]
+            return part + (1 - part[:, 3:]) * (edge & wanted)[:, None, None, None] * (picture - part)
+
+        parts = [
+            rows[..., : margin - size],
+            filled(margin - size, left, painted.flip(3)),
+            rows[..., margin : margin + width],
+            filled(margin + width, ~left, painted),
+            rows[..., margin + width + size :],
+        ]
+        return torch.cat([above, torch.cat(parts, 3), below], 2)
 
     # -- what they show ----------------------------------------------------------------------------------------------
 

@@ -49,12 +49,7 @@ class Ahead(nn.Module):
 
     def __init__(self, config: AheadConfig, patch: int, frame_size: tuple[int, int], margin: int) -> None:
         super().__init__()
-        height, width = frame_size
-        if config.width % patch or config.width > margin or config.reach % patch or config.reach > width:
-            raise ValueError(
-                f"AheadConfig.width and reach are multiples of {patch}, {margin} and {width} at most, got "
-                f"{config.width} and {config.reach}"
-            )
+        height = frame_size[0]
         self.config, self.patch, self.frame_size, self.margin = config, patch, frame_size, margin
         self.cells = (height // patch, config.width // patch)
         grid = (self.cells[0], (config.reach + config.width) // patch)

@@ -41,6 +41,17 @@ class ModelConfig:
             )
         if self.margin < 1:
             raise ConfigMismatch(f"margin must be at least 1 pixel, got {self.margin}")
+        ahead, patch = self.ahead, self.tokenizer.patch
+        if ahead.width and (ahead.width % patch or ahead.reach % patch):
+            raise ConfigMismatch(
+                f"ahead.width {ahead.width} and ahead.reach {ahead.reach} must be multiples of the "
+                f"tokenizer's patch, {patch}."
+            )
+        if ahead.width and (ahead.width > self.margin or ahead.reach > self.frame_size[1]):
+            raise ConfigMismatch(
+                f"ahead.width {ahead.width} must be at most the margin, {self.margin}, and ahead.reach {ahead.reach} at "
+                f"most the width of a frame, {self.frame_size[1]}."
+            )
 
     @property
     def cells(self) -> tuple[int, int]:

@@ -190,9 +190,11 @@ def test_a_world_draws_ahead_in_dreams_and_samples_nothing_else(tiny_config, tin
     assert torch.equal(model.sample(logits, torch.randn(2, 16), 9.0), logits.argmax(2))
 
 
-def test_sizes_that_do_not_fit_are_told():
-    with pytest.raises(ValueError, match="multiples of 4, 8 and 16 at most, got 6"):
-        Ahead(AheadConfig(width=6), 4, (SIZE, SIZE), MARGIN)
+def test_sizes_that_do_not_fit_are_told(tiny_config):
+    with pytest.raises(ConfigMismatch, match=r"ahead\.width 6 and .* multiples of the tokenizer's patch, 4"):
+        tiny_config.override({"ahead.width": 6})
+    with pytest.raises(ConfigMismatch, match=r"ahead\.width 40 must be at most the margin"):
+        tiny_config.override({"ahead.width": 40})
     with pytest.raises(ValueError, match="4096 codes"):
         AheadConfig(code_dim=9)
     recipe = load_recipe("training/recipes/platformer.toml", ('model.overrides={"ahead.width"=0}',))

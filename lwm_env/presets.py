@@ -49,8 +49,8 @@ class ModelConfig:
             )
         if ahead.width and (ahead.width > self.margin or ahead.reach > self.frame_size[1]):
             raise ConfigMismatch(
-                f"ahead.width {ahead.width} must be at most the margin, {self.margin}, and ahead.reach {ahead.reach} at "
-                f"most the width of a frame, {self.frame_size[1]}."
+                f"ahead.width {ahead.width} must be at most the margin, {self.margin}, and ahead.reach {ahead.reach} "
+                f"at most the width of a frame, {self.frame_size[1]}."
             )
 
     @property

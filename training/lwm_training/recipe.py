@@ -59,7 +59,7 @@ class Stage(_Strict):
     minutes: PositiveFloat | None = None  # of wall-clock time: such a run cannot be repeated bit for bit
     learning_rate: PositiveFloat
     batch_size: Positive | None = None  # clips in a step, if not `train.batch_size`
-    event_share: Annotated[float, Field(ge=0, le=1)] | None = None  # if not `data.event_share`
+    event_share: Annotated[float, Field(ge=0, le=1)] | None = None  # of a stream, if not `data.event_share`
     warmup: Annotated[int, Field(ge=0)] = 0  # steps over which the learning rate rises from 0
     decay: bool = True  # whether it falls in the second half
     unroll: Positive = 1  # steps predicted from the model's own output

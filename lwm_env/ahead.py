@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env.layers import ConvBlock, Pointwise, conv_stack
+from lwm_env.memory import like, to_numbers
 
-HIDDEN = 32
 TOLD = 8  # channels in which a code tells something of each cell of the strip
 NEAREST = 2  # columns at the edge: the strip is drawn when most of them are unseen
 PLANES = 6  # of a crop: colours, whether they were seen, which edge it is, the row
@@ -32,12 +32,13 @@ class AheadConfig:
     reach: int = 16  # pixels of the view beside it that are looked at, R
     dim: int = 48
     blocks: int = 1
+    glance_dim: int = 32  # of what reads or chooses a code
     code_dim: int = 5
     levels: int = 4  # of each number of a code, so there are levels ** code_dim codes
 
     def __post_init__(self) -> None:
-        if min(self.reach, self.dim, self.blocks, self.code_dim) < 1 or self.width < 0:
-            raise ValueError(f"AheadConfig.reach, dim, blocks and code_dim must be at least 1 and width 0, got {self}")
+        if min(self.reach, self.dim, self.blocks, self.glance_dim, self.code_dim) < 1 or self.width < 0:
+            raise ValueError(f"AheadConfig's width must be at least 0 and all else at least 1, got {self}")
         if self.levels < 2 or self.levels**self.code_dim > 4096:
             raise ValueError(f"AheadConfig allows 2 to 4096 codes, got {self.levels} ** {self.code_dim}")
 
@@ -60,11 +61,12 @@ class Ahead(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
         self.enter = nn.Conv2d(PLANES * patch**2, config.dim, 3, padding=1)
         self.body = conv_stack(config.dim, config.blocks)
-        self.prior = _glance(config.dim, grid, len(self.codes))
-        self.posterior = _glance(config.dim + 3 * patch**2, grid, config.code_dim)
-        self.tell = nn.Sequential(nn.Linear(config.code_dim, 4 * HIDDEN), nn.SiLU())
-        self.place = nn.Linear(4 * HIDDEN, TOLD * self.cells[0] * self.cells[1])
-        self.films = nn.ModuleList([nn.Linear(4 * HIDDEN, 2 * config.dim) for _ in range(config.blocks)])
+        hidden = config.glance_dim
+        self.prior = _glance((config.dim, hidden, len(self.codes)), grid)
+        self.posterior = _glance((config.dim + 3 * patch**2, hidden, config.code_dim), grid)
+        self.tell = nn.Sequential(nn.Linear(config.code_dim, 4 * hidden), nn.SiLU())
+        self.place = nn.Linear(4 * hidden, TOLD * self.cells[0] * self.cells[1])
+        self.films = nn.ModuleList([nn.Linear(4 * hidden, 2 * config.dim) for _ in range(config.blocks)])
         self.blocks = nn.ModuleList([ConvBlock(config.dim) for _ in range(config.blocks)])
         self.join = Pointwise(config.dim + TOLD, config.dim)
         self.out = Pointwise(config.dim, 3 * patch**2)
@@ -78,23 +80,23 @@ class Ahead(nn.Module):
         rows = canvas[:, :, margin : margin + height]
         right = rows[..., margin + width - config.reach : margin + width + config.width]
         mirrored = rows[..., margin - config.width : margin + config.reach].flip(3)
-        return torch.where(left[:, None, None, None], mirrored, right)
+        return torch.cat(to_numbers(torch.where(left[:, None, None, None], mirrored, right)), 1)
 
     def paste(self, canvas: Tensor, strip: Tensor, left: Tensor, wanted: Tensor) -> Tensor:
         """The canvas with a strip (B, 3, H, S) where nothing was seen, in the worlds where it is `wanted` (B,)."""
         (height, width), margin, size = self.frame_size, self.margin, self.config.width
-        painted = torch.cat([strip, torch.ones_like(strip[:, :1])], 1)
         above, rows, below = canvas.split([margin, height, canvas.shape[2] - margin - height], 2)
 
         def filled(start: int, edge: Tensor, picture: Tensor) -> Tensor:
-            part = rows[..., start : start + size]
-            return part + (1 - part[:, 3:]) * (edge & wanted)[:, None, None, None] * (picture - part)
+            colours, known = to_numbers(rows[..., start : start + size])
+            gate = (1 - known) * (edge & wanted)[:, None, None, None]
+            return like(torch.cat([colours + gate * (picture - colours), known + gate * (1 - known)], 1), canvas)
 
         parts = [
             rows[..., : margin - size],
-            filled(margin - size, left, painted.flip(3)),
+            filled(margin - size, left, strip.flip(3)),
             rows[..., margin : margin + width],
-            filled(margin + width, ~left, painted),
+            filled(margin + width, ~left, strip),
             rows[..., margin + width + size :],
         ]
         return torch.cat([above, torch.cat(parts, 3), below], 2)
@@ -146,13 +148,14 @@ class Ahead(nn.Module):
         return self.paste(canvas, strip, left, (seen < 0.5) & (whole[:, 1] != 0))
 
 
-def _glance(dim: int, cells: tuple[int, int], outputs: int) -> nn.Sequential:
-    """(B, C, h, w) -> (B, outputs)."""
-    flat = HIDDEN * -(-cells[0] // 4) * -(-cells[1] // 4)
+def _glance(dims: tuple[int, int, int], cells: tuple[int, int]) -> nn.Sequential:
+    """(B, C, h, w) -> (B, outputs); `dims` are C, the channels between, and the outputs."""
+    inputs, hidden, outputs = dims
+    flat = hidden * -(-cells[0] // 4) * -(-cells[1] // 4)
     return nn.Sequential(
-        nn.Conv2d(dim, HIDDEN, 3, stride=2, padding=1),
+        nn.Conv2d(inputs, hidden, 3, stride=2, padding=1),
         nn.SiLU(),
-        nn.Conv2d(HIDDEN, HIDDEN, 3, stride=2, padding=1),
+        nn.Conv2d(hidden, hidden, 3, stride=2, padding=1),
         nn.SiLU(),
         nn.Flatten(),
         nn.Linear(flat, outputs),

@@ -4,6 +4,9 @@ A view of H x W pixels sits in the middle of a canvas with `margin` more pixels 
 only, which is exact however often it happens; the fraction is carried in an `offset` to the next step. Interpolating
 instead would blur what moves a little more with each step. Plane 3 of a canvas is 1 where it was ever seen.
 
+A canvas is float where gradients flow and uint8 in the state that users keep: a step moves bytes, and only what it
+looks at or writes becomes numbers.
+
 Shapes: B worlds, motion (B, 2) in pixels, down and right, of the picture's content.
 """
 
@@ -13,31 +16,52 @@ import torch
 from torch import Tensor
 
 
-def move_whole(canvas: Tensor, pixels: Tensor) -> Tensor:
-    """Canvas content moved by whole pixels (B, 2); what comes in from outside is unseen."""
+def to_bytes(canvas: Tensor) -> Tensor:
+    """Part of a canvas (B, 4, h, w) as uint8; bytes stay as they are."""
+    if canvas.dtype == torch.uint8:
+        return canvas
+    colours, known = canvas.split([3, 1], 1)
+    return torch.cat([(colours.clamp(-1, 1) + 1) * 127.5, known.clamp(0, 1) * 255], 1).round().to(torch.uint8)
 
-    def indices(size: int, moved: Tensor) -> tuple[Tensor, Tensor]:
-        source = torch.arange(size, device=canvas.device) - moved[:, None]
-        return source.clamp(0, size - 1), (source >= 0) & (source < size)
+
+def to_numbers(canvas: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse: colours (B, 3, h, w) in [-1, 1], and whether they were seen, (B, 1, h, w)."""
+    colours, known = canvas.split([3, 1], 1)
+    if canvas.dtype == torch.uint8:
+        return colours.float() / 127.5 - 1, known.float() / 255
+    return colours, known
+
+
+def like(part: Tensor, canvas: Tensor) -> Tensor:
+    """A part in numbers, (B, 4, h, w), in the form of the canvas that it is written on."""
+    return to_bytes(part) if canvas.dtype == torch.uint8 else part
+
+
+def move_whole(canvas: Tensor, pixels: Tensor) -> Tensor:
+    """Canvas content moved by whole pixels (B, 2). Its outermost rows and columns were never seen and stay so: what
+    comes in from outside is theirs."""
+
+    def indices(size: int, moved: Tensor) -> Tensor:
+        place = torch.arange(size, device=canvas.device)
+        inside = (place > 0) & (place < size - 1)
+        return torch.where(inside, (place - moved[:, None]).clamp(0, size - 1), place)
 
     batch, planes, height, width = canvas.shape
-    rows, rows_in = indices(height, pixels[:, 0].long())
-    columns, columns_in = indices(width, pixels[:, 1].long())
+    rows, columns = indices(height, pixels[:, 0].long()), indices(width, pixels[:, 1].long())
     first = torch.arange(batch * planes, device=canvas.device).view(batch, planes, 1) * height
     lines = (first + rows[:, None]).flatten()  # whole rows at once: half of the time of a gather
     canvas = canvas.reshape(-1, width).index_select(0, lines).view(batch, planes, height, width)
-    canvas = canvas.gather(3, columns[:, None, None, :].expand(batch, planes, height, width))
-    return canvas * (rows_in[:, None, :, None] & columns_in[:, None, None, :])
+    return canvas.gather(3, columns[:, None, None, :].expand(batch, planes, height, width))
 
 
 class Views(NamedTuple):
     """What the canvas shows at the four whole motions around a fractional one, the nearest first.
 
-    colours (B, 4, 3, H, W), known (B, 4, 1, H, W), distance (B, 4): squared, in pixels, of each from the fractional
-    motion, and offset (B, 2): the fractional motion minus the nearest whole one.
+    colours: four times (B, 3, H, W); known (B, 4, H, W); distance (B, 4): squared, in pixels, of each from the
+    fractional motion; and offset (B, 2): the fractional motion minus the nearest whole one.
     """
 
-    colours: Tensor
+    colours: tuple[Tensor, ...]
     known: Tensor
     distance: Tensor
     offset: Tensor
@@ -58,35 +82,28 @@ class Canvas:
         """What a canvas (already moved by whole pixels) shows, and what it would show one pixel further on in the
         direction of the offset that is left over: down, right, and both."""
 
-        def shown(down: int, right: int) -> Tensor:
-            top, left = self.margin - down, self.margin - right
-            return canvas[:, :, top : top + self.frame_size[0], left : left + self.frame_size[1]]
+        (height, width), margin = self.frame_size, self.margin
+        window = canvas[:, :, margin - 1 : margin + height + 1, margin - 1 : margin + width + 1]
+        down, right = (offset[:, axis, None, None, None] > 0 for axis in (0, 1))
 
-        further_down, further_right = (offset[:, axis] > 0 for axis in (0, 1))
-        down, right = further_down[:, None, None, None], further_right[:, None, None, None]
-        views = torch.stack(
-            [
-                shown(0, 0),
-                torch.where(down, shown(1, 0), shown(-1, 0)),
-                torch.where(right, shown(0, 1), shown(0, -1)),
-                torch.where(
-                    down,
-                    torch.where(right, shown(1, 1), shown(1, -1)),
-                    torch.where(right, shown(-1, 1), shown(-1, -1)),
-                ),
-            ],
-            1,
-        )
+        def around(planes: Tensor) -> tuple[Tensor, ...]:
+            rows = planes[..., 1 : height + 1, :], torch.where(down, planes[..., :height, :], planes[..., 2:, :])
+            near = [part[..., 1 : width + 1] for part in rows]
+            far = [torch.where(right, part[..., :width], part[..., 2:]) for part in rows]
+            return *near, *far
+
+        colours, known = (around(planes) for planes in to_numbers(window))
         near, far = offset.square(), (1 - offset.abs()).square()
         (near_down, near_right), (far_down, far_right) = near.unbind(1), far.unbind(1)
         distance = [near_down + near_right, far_down + near_right, near_down + far_right, far_down + far_right]
-        return Views(views[:, :, :3], views[:, :, 3:], torch.stack(distance, 1), offset)
+        return Views(colours, torch.cat(known, 1), torch.stack(distance, 1), offset)
 
     def write(self, canvas: Tensor, picture: Tensor, gate: Tensor) -> Tensor:
         """The canvas with the picture (B, 3, H, W) now in view painted over its middle as far as the gate (B, 1, H, W)
         lets it through."""
         rows, columns = (slice(self.margin, self.margin + side) for side in self.frame_size)
-        middle, painted = canvas[:, :, rows, columns], torch.cat([picture, torch.ones_like(gate)], 1)
+        colours, known = to_numbers(canvas[:, :, rows, columns])
+        middle = torch.cat([colours + gate * (picture - colours), known + gate * (1 - known)], 1)
         written = canvas.clone()
-        written[:, :, rows, columns] = middle + gate * (painted - middle)
+        written[:, :, rows, columns] = like(middle, canvas)
         return written

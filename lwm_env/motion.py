@@ -184,7 +184,7 @@ class Motion(nn.Module):
     def compose(self, reading: Reading, last: Tensor, views: Views, action: Tensor, motion: Tensor) -> Composition:
         """Of what was read, the last picture (B, 3, H, W), and the canvas after the motion (B, 2); with the embedded
         action."""
-        told = [views.colours[:, 0], views.known[:, 0], reading.copies.flatten(1, 2), reading.inside, reading.shown]
+        told = [views.colours[0], views.known[:, :1], reading.copies.flatten(1, 2), reading.inside, reading.shown]
         seen = torch.cat(told, 1)
         features = self.merge(torch.cat([reading.features, F.pixel_unshuffle(seen, self.patch)], 1))
         if self.position is not None:
@@ -201,12 +201,13 @@ class Motion(nn.Module):
             movers = movers - F.softplus(self.locality) * reading.distance + self.presence * shows
         masks = torch.cat([canvas + nearness, others, movers], 1)
         masks = (masks - masks.amax(1, keepdim=True)).exp()
-        masks = torch.cat([masks[:, :4] * views.known[:, :, 0].clamp(min=1e-3), masks[:, 4:]], 1)
+        masks = torch.cat([masks[:, :4] * views.known.clamp(min=1e-3), masks[:, 4:]], 1)
         if self.flow is not None:
             inside = reading.inside.clamp(min=1e-3)
             masks = torch.cat([masks[:, :FLOW], masks[:, FLOW : FLOW + 1] * inside, masks[:, FLOW + 1 :]], 1)
-        wanted = masks / masks.sum(1, keepdim=True)
-        masks = F.relu(wanted - FAINT)  # what is copied is copied exactly
+        total = masks.sum(1, keepdim=True)
+        wanted, masks = masks / total, F.relu(masks - FAINT * total)  # what is copied is copied exactly
         masks = masks / masks.sum(1, keepdim=True)
-        sources = torch.cat([views.colours, torch.stack([last, torch.tanh(drawn)], 1), reading.copies], 1)
-        return Composition((masks[:, :, None] * sources).sum(1), features, wanted, sources)
+        sources = [*views.colours, last, torch.tanh(drawn), *reading.copies.unbind(1)]
+        picture = sum(share * source for share, source in zip(masks.split(1, 1), sources, strict=True))
+        return Composition(picture, features, wanted, torch.stack(sources, 1))

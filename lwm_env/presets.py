@@ -47,9 +47,9 @@ class ModelConfig:
                 f"ahead.width {ahead.width} and ahead.reach {ahead.reach} must be multiples of the "
                 f"tokenizer's patch, {patch}."
             )
-        if ahead.width and (ahead.width > self.margin or ahead.reach > self.frame_size[1]):
+        if ahead.width and (ahead.width >= self.margin or ahead.reach > self.frame_size[1]):
             raise ConfigMismatch(
-                f"ahead.width {ahead.width} must be at most the margin, {self.margin}, and ahead.reach {ahead.reach} "
+                f"ahead.width {ahead.width} must be below the margin, {self.margin}, and ahead.reach {ahead.reach} "
                 f"at most the width of a frame, {self.frame_size[1]}."
             )
 
@@ -113,6 +113,14 @@ def _preset(
 
 
 PRESETS = {
+    "pico": ModelConfig(
+        preset="pico",
+        tokenizer=TokenizerConfig(encoder_dim=24, encoder_blocks=1, decoder_dim=24, decoder_blocks=1, fine_dim=16),
+        camera=CameraConfig(middle_dim=12, whole_dim=4, hidden_dim=32, carry_dim=24),
+        motion=MotionConfig(dim=24, bottleneck_dim=32, bottleneck_blocks=1, refine_blocks=1, memory_dim=16),
+        ahead=AheadConfig(dim=16, glance_dim=12, code_dim=3),
+        dynamics=DynamicsConfig(dim=16, blocks=1, event_dim=8),
+    ),
     "nano": ModelConfig(
         motion=MotionConfig(dim=48, bottleneck_dim=96, bottleneck_blocks=2, memory_dim=64),
         dynamics=DynamicsConfig(dim=48, blocks=1),

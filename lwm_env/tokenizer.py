@@ -75,8 +75,11 @@ class Tokenizer(nn.Module):
         given = reference is not None
         if reference is None:
             reference = latent.new_zeros(batch, 3, height * patch, width * patch)
-        plane = latent.new_full((batch, 1, height, width), float(given))
-        h = self.body(self.stem(torch.cat([latent, F.pixel_unshuffle(reference, patch), plane], 1)))
+        seen, plane = self.stem.weight.split([self.stem.in_channels - 1, 1], 1)
+        h = F.conv2d(torch.cat([latent, F.pixel_unshuffle(reference, patch)], 1), seen, self.stem.bias, padding=1)
+        if given:  # the same for all, so that it is added rather than computed
+            h = h + F.conv2d(latent.new_ones(1, 1, height, width), plane, padding=1)
+        h = self.body(h)
         fine = F.silu(F.pixel_shuffle(self.widen(h), patch // 2))
         drawn, gate = F.pixel_shuffle(self.draw(fine), 2).split([3, 1], dim=1)
         keep = hard_gate(gate) * float(given)

@@ -20,7 +20,7 @@ from lwm_env.ahead import Ahead
 from lwm_env.camera import Camera
 from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
 from lwm_env.errors import ConfigMismatch, CorruptFile
-from lwm_env.memory import Canvas, move_whole
+from lwm_env.memory import Canvas, move_whole, to_bytes
 from lwm_env.motion import Motion, Reading
 from lwm_env.presets import ModelConfig
 from lwm_env.prompts import PROMPTS, Prompts, read_prompts
@@ -243,7 +243,7 @@ class WorldModel(nn.Module):
         belief = self.believe(pixels[:, 0])
         for t in range(frames.shape[1] - 1):
             belief = self.observe(belief, actions[:, t], pixels[:, t + 1])
-        return self._pack(belief)
+        return self._pack(to_frames(belief.frames), belief)
 
     @torch.no_grad()
     def step(
@@ -264,24 +264,22 @@ class WorldModel(nn.Module):
             terminated_prob=torch.sigmoid(end_logit),
             surprise=mean_entropy(proposal.logits),
         )
-        return self._pack(self.commit(belief, proposal, to_pixels(frame))), output
+        return self._pack(torch.cat([state["frames"][:, 1:], frame[:, None]], 1), proposal), output
 
-    def _pack(self, belief: Belief) -> State:
-        colours, known = belief.canvas.split([3, 1], 1)
-        canvas = torch.cat([(colours.clamp(-1, 1) + 1) * 127.5, known.clamp(0, 1) * 255], 1)
+    @staticmethod
+    def _pack(frames: Tensor, known: "Belief | Proposal") -> State:
+        """Frames uint8 (B, K, H, W, 3), and what else is known."""
         return {
-            "frames": to_frames(belief.frames),
-            "canvas": canvas.round().to(torch.uint8),
-            "offset": belief.offset.clone(),
-            "motion": belief.motion.clone(),
-            "carry": torch.cat([belief.carry, belief.memory], 1),
+            "frames": frames,
+            "canvas": to_bytes(known.canvas),
+            "offset": known.offset.clone(),
+            "motion": known.motion.clone(),
+            "carry": torch.cat([known.carry, known.memory], 1),
         }
 
     def _unpack(self, state: State) -> Belief:
-        colours, known = state["canvas"].float().split([3, 1], 1)
-        canvas = torch.cat([colours / 127.5 - 1, known / 255], 1)
         carry, memory = state["carry"].split([self.config.camera.carry_dim, self.motion.kept_dim], 1)
-        return Belief(to_pixels(state["frames"]), canvas, state["offset"], state["motion"], carry, memory)
+        return Belief(to_pixels(state["frames"]), state["canvas"], state["offset"], state["motion"], carry, memory)
 
     # -- on disk -----------------------------------------------------------------------------------------------------
 

@@ -193,7 +193,7 @@ def test_a_world_draws_ahead_in_dreams_and_samples_nothing_else(tiny_config, tin
 def test_sizes_that_do_not_fit_are_told(tiny_config):
     with pytest.raises(ConfigMismatch, match=r"ahead\.width 6 and .* multiples of the tokenizer's patch, 4"):
         tiny_config.override({"ahead.width": 6})
-    with pytest.raises(ConfigMismatch, match=r"ahead\.width 40 must be at most the margin"):
+    with pytest.raises(ConfigMismatch, match=r"ahead\.width 40 must be below the margin"):
         tiny_config.override({"ahead.width": 40})
     with pytest.raises(ValueError, match="4096 codes"):
         AheadConfig(code_dim=9)

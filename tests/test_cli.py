@@ -138,8 +138,8 @@ def test_envs_show_prints_spaces_keys_and_provenance(tiny_world):
 def test_presets_count_the_parameters_of_each_part():
     rows = json.loads(lwm("presets", "--json").stdout)
 
-    assert list(rows) == ["nano", "small", "base", "large"]
-    assert all(row["parameters"] == sum(row["parts"].values()) > 1e6 for row in rows.values())
+    assert list(rows) == ["pico", "nano", "small", "base", "large"]
+    assert all(row["parameters"] == sum(row["parts"].values()) > 1e5 for row in rows.values())
     assert all(row["weight_bytes"] == 4 * row["parameters"] for row in rows.values())
 
 

@@ -132,7 +132,7 @@ def test_a_step_of_a_shipped_world_is_that_of_torch(world_id):
         check_parity(expected, found)
 
 
-@pytest.mark.parametrize("num_envs", [4, 9])
+@pytest.mark.parametrize("num_envs", [4, 9, 33])
 def test_rows_computed_together_have_the_bytes_that_each_has_alone(endless, cache, num_envs):
     plan = np.random.default_rng(0).integers(0, 3, (8, num_envs))
     envs = LwmVectorEnv(endless, num_envs=num_envs, backend="onnx", temperature=0.7)
@@ -140,7 +140,7 @@ def test_rows_computed_together_have_the_bytes_that_each_has_alone(endless, cach
     together = [envs.step(actions) for actions in plan]
 
     assert envs._engine.model.together == rows_together(num_envs) > 1
-    for slot in range(num_envs):
+    for slot in range(0, num_envs, 1 + num_envs // 8):  # one of each group at least
         env = LwmEnv(endless, backend="onnx", temperature=0.7)
         env.reset(seed=3 + slot)
         for actions, (frames, rewards, _, _, infos) in zip(plan, together, strict=True):

@@ -18,7 +18,7 @@ from lwm_env.spec import DiscreteActions
 from lwm_env.world_model import Output, State, WorldModel
 
 OPSET = 20
-REVISION = 2  # of how a step is written as a graph; what was exported by another is not run from the cache
+REVISION = 3  # of how a step is written as a graph; what was exported by another is not run from the cache
 ACTION, NOISE, NEW = "action", "noise", "new_"
 
 

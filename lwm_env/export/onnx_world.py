@@ -166,4 +166,4 @@ def open_cached(model: WorldModel, batch: int) -> OnnxWorld:
 def rows_together(num_envs: int) -> int:
     """How many of so many slots are computed in one call on a CPU: fewer turns of Python between them, and enough calls
     left for the cores to share."""
-    return 4 if num_envs >= 8 else 2 if num_envs >= 4 else 1
+    return 8 if num_envs >= 32 else 4 if num_envs >= 8 else 2 if num_envs >= 4 else 1

@@ -27,7 +27,7 @@ class _Strict(BaseModel):
 class Model(_Strict):
     """`[model]`: a size from `lwm presets`, and numbers of it to change, such as `motion.dim = 48`."""
 
-    preset: Literal["nano", "small", "base", "large"] = "nano"
+    preset: Literal["pico", "nano", "small", "base", "large"] = "nano"
     overrides: dict[str, int | float] = Field(default_factory=dict)  # dotted name -> number
 
 

@@ -131,7 +131,7 @@ async def measure(
     sampler = Sampler(api.url)
     beside = [asyncio.create_task(sampler.run(WARM_UP_SECONDS, seconds))]
     if churn:
-        beside.append(asyncio.create_task(_come_and_go(api, spec, visits := [])))
+        beside.append(asyncio.create_task(_come_and_go(api, spec, visits := {"visits": 0, "visits_refused": 0})))
     players = [
         _play(api, seat, spec, tally, (begin, begin + seconds), stalls=number < stalled)
         for number, (seat, tally) in enumerate(zip(seats, tallies, strict=True))
@@ -150,7 +150,7 @@ async def measure(
             with contextlib.suppress(ServerError):
                 await asyncio.to_thread(api.call, "DELETE", f"rooms/{seat['room']}", None, seat["owner"])
     report = load_report.summarise(spec, tallies, stalled, refused, seconds, sampler.samples)
-    return {**report, **({"visits": len(visits)} if churn else {}), "samples": sampler.samples}
+    return {**report, **(visits if churn else {}), "samples": sampler.samples}
 
 
 def _take_seat(api: Api, world: str) -> dict[str, Any]:
@@ -183,18 +183,27 @@ async def _play(api: Api, seat: dict, spec: dict, tally: Tally, span: tuple[floa
             acting.cancel()
 
 
-async def _come_and_go(api: Api, spec: dict, visits: list[float]) -> None:
-    """A visitor each second, who stays for about as long."""
+async def _come_and_go(api: Api, spec: dict, visits: dict[str, int]) -> None:
+    """A visitor each second, who stays for about as long; or is refused, where the server is full."""
     while True:
         begin = time.monotonic()
-        seat = await asyncio.to_thread(_take_seat, api, spec["id"])
         try:
-            span = (begin, begin + CHURN_SECONDS)
-            await _play(api, seat, spec, Tally(), span, stalls=False)
-            visits.append(begin)
-        finally:
-            await asyncio.to_thread(api.call, "DELETE", f"rooms/{seat['room']}", None, seat["owner"])
+            seat = await asyncio.to_thread(_take_seat, api, spec["id"])
+        except ServerError as error:
+            if error.status != 503:
+                raise
+            visits["visits_refused"] += 1
+        else:
+            await _visit(api, seat, spec, begin)
+            visits["visits"] += 1
         await asyncio.sleep(max(0.0, begin + CHURN_SECONDS - time.monotonic()))
+
+
+async def _visit(api: Api, seat: dict[str, Any], spec: dict, begin: float) -> None:
+    try:
+        await _play(api, seat, spec, Tally(), (begin, begin + CHURN_SECONDS), stalls=False)
+    finally:
+        await asyncio.to_thread(api.call, "DELETE", f"rooms/{seat['room']}", None, seat["owner"])
 
 
 @contextlib.asynccontextmanager

@@ -307,6 +307,20 @@ def test_a_student_of_the_same_settings_takes_tokenizer_and_camera_and_does_not_
     assert all(torch.equal(a, b) for a, b in zip(student.camera.parameters(), given.camera.parameters(), strict=True))
 
 
+def test_a_control_takes_as_many_steps_as_the_student_took(whole, recipe, tiny_world):
+    took = {stage["name"]: stage["steps"] for stage in worlds.verify(whole / "world").provenance["stages"]}
+    stages = [stage.model_copy(update={"minutes": 9.0, "steps": None}) for stage in recipe.train.stages]
+    timed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": tuple(stages)})})
+
+    control = without_teacher(timed, str(whole / "world"))
+
+    assert {stage.name: (stage.steps, stage.minutes) for stage in control.train.stages} == {
+        name: (steps, None) for name, steps in took.items()
+    }
+    with pytest.raises(ConfigMismatch, match="does not tell how many steps"):
+        without_teacher(timed, str(tiny_world))
+
+
 def test_a_distillation_ends_in_a_world_that_tells_its_teacher_and_all_licences(whole, teacher, recipe):
     manifest = worlds.verify(whole / "world")
     told = manifest.provenance

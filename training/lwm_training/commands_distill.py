@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the run's last checkpoint.")
 @click.option("--control", is_flag=True, help="Train the same student without the teacher, to compare with.")
+@click.option("--steps-of", metavar="STUDENT", help="With --control: as many steps of each stage as this world took.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @rendering_options
@@ -42,8 +43,10 @@ def distill(teacher: str, student_preset: str, **options: Any) -> None:
         _train_on_clips(recipe, teacher, options["out"] or Path("runs") / f"distill-{recipe.world.id}", options)
         return
     recipe = distill_recipe(teacher, student_preset, options["recipe"], options["overrides"])
+    if options["steps_of"] and not options["control"]:
+        raise click.UsageError("--steps-of is for --control.")
     if options["control"]:
-        recipe = without_teacher(recipe)
+        recipe = without_teacher(recipe, options["steps_of"])
     if options["dry_run"]:
         click.echo(json.dumps(json.loads(recipe.to_json()), indent=2))
         return

@@ -69,16 +69,32 @@ def on_clips(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"data": Data(kind="store", path=str(folder))})
 
 
-def without_teacher(recipe: Recipe) -> Recipe:
-    """The same student learning from the same real play for the same steps, without the teacher: what a distillation is
-    to be compared with. What the student would have taken from the teacher, it learns in stages of their own."""
+def without_teacher(recipe: Recipe, student: str | None = None) -> Recipe:
+    """The same student learning from the same real play without the teacher: what a distillation is to be compared
+    with. What the student would have taken from the teacher, it learns in stages of their own.
+
+    Args:
+        student: a world, by id or folder; stages end after as many steps as those of the same name took for it.
+
+    Raises:
+        UnknownWorld: no such student. ConfigMismatch: its `world.json` does not tell its stages.
+    """
     taken = [_stage(name) for name in recipe.distill.take] if recipe.distill else []
+    steps = {} if student is None else _steps_of(student)
     stages = []
     for stage in (*taken, *recipe.train.stages):
         own = {name: weight for name, weight in stage.loss.items() if not is_of_teacher(name)}
-        stages.append(stage.model_copy(update={"loss": own}))
+        ends = {"steps": steps[stage.name], "minutes": None} if stage.name in steps else {}
+        stages.append(stage.model_copy(update={"loss": own, **ends}))
     train = recipe.train.model_copy(update={"stages": tuple(stages)})
     return recipe.model_copy(update={"train": train, "distill": None})
+
+
+def _steps_of(student: str) -> dict[str, int]:
+    stages = worlds.read_manifest(worlds.find(student)).provenance.get("stages")
+    if not stages:
+        raise ConfigMismatch(f"{student} does not tell how many steps its stages took. Leave out --steps-of.")
+    return {stage["name"]: stage["steps"] for stage in stages}
 
 
 def _stage(trains: str) -> Stage:

@@ -21,6 +21,7 @@ pytest.importorskip("fastapi", reason="the extra web is not installed")
 
 from packaging.requirements import Requirement
 from packaging.version import Version
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from lwm_env.web import pictures, protocol
@@ -145,6 +146,21 @@ def test_the_websocket_speaks_wsproto_without_compression_in_one_worker(play_ser
         assert config.workers == 1 and config.access_log is False  # no address is logged
     finally:
         server.socket.close()
+
+
+def test_the_server_for_the_autobahn_suite_echoes_64_kib_behind_the_guard(tiny_world):
+    command = [sys.executable, str(REPOSITORY / "tests" / "echo_server.py"), "0", str(tiny_world)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().strip().replace("http", "ws", 1) + "/echo"
+            with connect(url, compression=None, open_timeout=30, close_timeout=1) as socket:
+                for message in (bytes(range(256)) * 256, "µ" * 1000, b"", ""):
+                    socket.send(message)
+                    assert socket.recv(timeout=30) == message
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(url, origin="http://evil.example", open_timeout=30)
+        finally:
+            process.terminate()
 
 
 # -- security ---------------------------------------------------------------------------------------------------------

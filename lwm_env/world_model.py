@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from lwm_env import worlds
 from lwm_env.ahead import Ahead
+from lwm_env.belief import Anticipation, Belief, Output, Proposal, State
 from lwm_env.camera import Camera
 from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.memory import Canvas, move_whole, to_bytes
-from lwm_env.motion import Motion, Reading
+from lwm_env.motion import Motion
 from lwm_env.presets import ModelConfig
 from lwm_env.prompts import PROMPTS, Prompts, read_prompts
 from lwm_env.registration import Sighting, sight
@@ -32,61 +33,7 @@ from lwm_env.tokenizer import Tokenizer, to_frames, to_pixels
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
-State = dict[str, Tensor]
 WEIGHTS = "model.safetensors"
-
-
-class Belief(NamedTuple):
-    """Frames (B, K, 3, H, W) in [-1, 1], the canvas as it was before the last frame and its fractional offset (B, 2),
-    the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what the camera and
-    the motion model keep from step to step (B, carry_dim) and (B, kept_dim)."""
-
-    frames: Tensor
-    canvas: Tensor
-    offset: Tensor
-    motion: Tensor
-    carry: Tensor
-    memory: Tensor
-
-
-class Anticipation(NamedTuple):
-    """Where the camera goes next."""
-
-    reading: Reading
-    estimate: Tensor  # (B, 2) motion of the camera in pixels, as the network thinks
-    motion: Tensor  # (B, 2 + 2) the same, and how what was seen corrected it
-    travel: Tensor  # (B, 2) the motion with its correction, without gradients
-    carry: Tensor  # (B, carry_dim)
-    canvas: Tensor  # moved, and the fraction of a pixel left over
-    offset: Tensor
-
-
-class Proposal(NamedTuple):
-    """The next state before it is drawn."""
-
-    estimate: Tensor  # as in `Anticipation`
-    motion: Tensor
-    canvas: Tensor
-    offset: Tensor
-    carry: Tensor  # (B, carry_dim)
-    memory: Tensor  # (B, kept_dim)
-    moved: Tensor  # (B, 3, H, W)
-    moved_latent: Tensor  # (B, D, h, w)
-    logits: Tensor  # (B, D, L, h, w)
-    hidden: Tensor  # (B, C, h, w)
-    masks: Tensor  # as in `Composition`
-    sources: Tensor
-
-
-class Output(NamedTuple):
-    """What one step gives: frame uint8 (B, H, W, 3), reward (B, P), reward_probs (B, P, R), the probability that the
-    episode ends with this frame (B,), and surprise (B,): the mean entropy of a token, in nats."""
-
-    frame: Tensor
-    reward: Tensor
-    reward_probs: Tensor
-    terminated_prob: Tensor
-    surprise: Tensor
 
 
 class WorldModel(nn.Module):
@@ -267,7 +214,7 @@ class WorldModel(nn.Module):
         return self._pack(torch.cat([state["frames"][:, 1:], frame[:, None]], 1), proposal), output
 
     @staticmethod
-    def _pack(frames: Tensor, known: "Belief | Proposal") -> State:
+    def _pack(frames: Tensor, known: Belief | Proposal) -> State:
         """Frames uint8 (B, K, H, W, 3), and what else is known."""
         return {
             "frames": frames,

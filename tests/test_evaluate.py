@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from lwm_env.belief import Output
 from lwm_env.errors import InvalidInput, StorageError
 from lwm_env.spec import WorldSpec
-from lwm_env.world_model import Output
 from lwm_training import evaluate
 from lwm_training.clips import Clips
 from lwm_training.held_out import HeldOut, from_clips

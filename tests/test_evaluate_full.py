@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lwm_env.belief import Output
 from lwm_env.cli import main
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.spec import ContinuousActions, RealSource
-from lwm_env.world_model import Output, WorldModel
+from lwm_env.world_model import WorldModel
 from lwm_training import evaluate, inverse_dynamics, memory_walk
 from lwm_training.clips import Clips
 from lwm_training.held_out import HeldOut, Wanted, play_clips

@@ -102,7 +102,7 @@ def test_recipe_has_every_value_of_the_file(path):
         ("frame_size = [64, 64]", "frame_size = [64]", "world.frame_size[1] is missing"),
         ("motion.dim = 48", "motion.dim = true", "model.overrides.motion.dim: got true, expected a valid integer"),
         ("options = { num_threads = 2,", "options = { num_threads = [2],", "world.real.options.num_threads: got [2], "),
-        ('preset = "nano"', 'preset = "nono"', "model.preset: got \"nono\", expected 'nano', 'small'"),
+        ('preset = "nano"', 'preset = "nono"', "model.preset: got \"nono\", expected 'pico', 'nano'"),
         ('kind = "stream"', 'kind = "store"', "expected a path with kind = \"store\""),
         ("num_envs = 32", 'path = "x.h5"', "expected no path with kind = \"stream\""),
         ("steps = 500", "steps = 500\nminutes = 1", "expected either steps or minutes, not both"),

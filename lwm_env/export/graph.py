@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lwm_env.belief import Output, State
 from lwm_env.errors import missing_extra
 from lwm_env.spec import DiscreteActions
-from lwm_env.world_model import Output, State, WorldModel
+from lwm_env.world_model import WorldModel
 
 OPSET = 20
 REVISION = 3  # of how a step is written as a graph; what was exported by another is not run from the cache

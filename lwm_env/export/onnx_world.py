@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from lwm_env import __version__
+from lwm_env.belief import Output, State
 from lwm_env.errors import ConfigMismatch, StorageError
 from lwm_env.export import onnx_file
 from lwm_env.export.graph import ACTION, NEW, NOISE, REVISION, example_action, example_state, export_step
 from lwm_env.export.onnx_file import Facts
 from lwm_env.export.session import Session, runtime
-from lwm_env.world_model import Output, State, WorldModel
+from lwm_env.world_model import WorldModel
 
 _exporting = threading.Lock()
 

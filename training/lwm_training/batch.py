@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwm_env.belief import Belief
 from lwm_env.registration import Sighting
 from lwm_env.tokenizer import to_pixels
-from lwm_env.world_model import Belief, WorldModel
+from lwm_env.world_model import WorldModel
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lwm_env.belief import Belief
 from lwm_env.registration import Sighting
-from lwm_env.world_model import Belief, WorldModel
+from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
 from lwm_training.mosaic import Mosaic
 

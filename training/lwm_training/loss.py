@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lwm_env.belief import Belief, Proposal
 from lwm_env.errors import ConfigMismatch
 from lwm_env.motion import FLOW
 from lwm_env.registration import Sighting
-from lwm_env.world_model import Belief, Proposal, WorldModel
+from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
 from lwm_training.camera_loss import LOST, camera_errors
 from lwm_training.flow_loss import flow_error

@@ -8,12 +8,13 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.spec import WorldSpec
+from lwm_training.recipe_problems import problems, shown
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -163,13 +164,13 @@ def check_document(document: dict[str, Any], where: str, overrides: Sequence[str
     for override in overrides:
         _apply(document, override)
     _expand(document)
-    problems = list(_not_json(document, ""))
-    if not problems:
+    found = list(_not_json(document, ""))
+    if not found:
         try:  # as JSON: lists may become tuples and integers floats, and nothing else is converted
             return Recipe.model_validate_json(json.dumps(document), strict=True)
         except ValidationError as error:
-            problems = _problems(error, document)
-    raise ConfigMismatch(f"The recipe {where} does not fit:\n" + "\n".join(f"  {problem}" for problem in problems))
+            found = problems(error, document, Recipe)
+    raise ConfigMismatch(f"The recipe {where} does not fit:\n" + "\n".join(f"  {problem}" for problem in found))
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -182,7 +183,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         node = _element(node, key, override) if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
-            raise ConfigMismatch(f"The override {override!r} takes {key} for a table, but it is {_shown(node)}")
+            raise ConfigMismatch(f"The override {override!r} takes {key} for a table, but it is {shown(node)}")
     if isinstance(node, list):
         raise ConfigMismatch(f"The override {override!r} sets one element; give the whole list: {keys[-2]}=[1, 2]")
     node[keys[-1]] = _value(text)
@@ -244,72 +245,3 @@ def _not_json(node: Any, place: str) -> Iterator[str]:
         yield f"{place}: got {node}, expected a finite number"
     elif not isinstance(node, str | int | float | bool):
         yield f"{place}: got {node}, expected text or a number, not a date or time"
-
-
-def _problems(error: ValidationError, document: dict[str, Any]) -> list[str]:
-    """One line for each field that does not fit; a field that may be of several kinds is named once."""
-    lines: dict[str, str] = {}
-    for entry in error.errors(include_url=False):
-        place = _place(entry["loc"], document, keep_last=entry["type"] == "missing")
-        if entry["type"] == "missing":
-            lines[place] = f"{place} is missing"
-        elif entry["type"] == "extra_forbidden":
-            lines[place] = f"{place} is no key of a recipe. {_suggestion(entry['loc'])}"
-        elif place in lines:
-            lines[place] += f" or {_expected(entry)}"
-        else:
-            lines[place] = f"{place}: got {_shown(entry['input'])}, expected {_expected(entry)}"
-    return list(lines.values())
-
-
-def _place(loc: tuple[str | int, ...], document: Any, keep_last: bool) -> str:
-    """`train.stages[0].name`; what pydantic adds for the members of a union is not in the file and is left out."""
-    place, node = "", document
-    for item in loc:
-        if isinstance(item, int):
-            place += f"[{item}]"
-            node = node[item] if isinstance(node, list) and item < len(node) else None
-        elif isinstance(node, dict) and item in node:
-            place += f".{item}"
-            node = node[item]
-    if keep_last and isinstance(loc[-1], str):
-        place += f".{loc[-1]}"
-    return place.lstrip(".")
-
-
-def _expected(entry: Any) -> str:
-    if entry["type"].startswith("union_tag"):
-        return "a key kind of 'discrete' or 'continuous'"
-    message = (
-        entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace("an object", "a table")
-    )
-    return message[0].lower() + message[1:]
-
-
-def _suggestion(loc: tuple[str | int, ...]) -> str:
-    known = _known(loc[:-1])
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-
-
-def _known(loc: tuple[str | int, ...]) -> list[str]:
-    """The keys that the table at `loc` may have."""
-    models = [Recipe]
-    for item in (item for item in loc if isinstance(item, str)):
-        inner = [model.model_fields[item].annotation for model in models if item in model.model_fields]
-        if inner:
-            models = [found for annotation in inner for found in _models_in(annotation)]
-        else:  # pydantic's tag of a union's member
-            models = [model for model in models if model.model_fields["kind"].default == item]
-    return sorted({name for model in models for name in model.model_fields})
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if get_args(annotation):
-        return [found for inner in get_args(annotation) for found in _models_in(inner)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env import worlds
+from lwm_env.belief import Belief, Proposal
 from lwm_env.errors import ConfigMismatch
 from lwm_env.layers import Pointwise
 from lwm_env.registration import Sighting
 from lwm_env.spec import WorldSpec
-from lwm_env.world_model import Belief, Proposal, WorldModel
+from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, context_belief
 from lwm_training.camera_loss import motion_distance
 from lwm_training.loss import Drawn

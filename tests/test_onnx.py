@@ -154,7 +154,7 @@ def test_rows_computed_together_have_the_bytes_that_each_has_alone(endless, cach
 def test_rows_of_a_shipped_world_are_computed_together(world_id):
     model = WorldModel.load(world_id)
 
-    assert OnnxGroup(onnx_world.open_cached(model, 1), onnx_world.open_cached(model, 4)).together == 4
+    assert OnnxGroup(onnx_world.open_cached(model, 1), onnx_world.open_cached(model, 8)).together == 8
 
 
 def test_a_group_whose_bytes_differ_is_not_used(tiny, tiny_world, cached, tmp_path):

@@ -148,11 +148,13 @@ COLUMNS = {
     "rooms": lambda r: f"{r['clients']}",
     "steps/s": lambda r: f"{r['steps_per_second']:g}",
     "minutes": lambda r: f"{r['seconds'] / 60:.1f}",
+    "visitors (refused)": lambda r: f"{r.get('visits', 0)} ({r.get('visits_refused', 0)})",
     "frames/s of a client, mean (least)": lambda r: f"{r['rate_mean']} ({r['rate_min']})",
     "action to frame p50 / p95": lambda r: f"{r['action_to_frame_ms_p50']} / {r['action_to_frame_ms_p95']} ms",
     "frames left out": lambda r: f"{r['frames_left_out']} of {r['frames_made']}",
     "web process, first and last": lambda r: "{} → {} MB".format(*r["web_memory_mb"]),
     "engines, first and last": lambda r: "{} → {} MB".format(*r["engine_memory_mb"]),
+    "growth": lambda r: f"{r['web_memory_mib_per_hour']} / {r['engine_memory_mib_per_hour']} MiB an hour",
     "engines replaced": lambda r: f"{r['engine_restarts']}",
 }
 

@@ -108,7 +108,8 @@ def test_a_name_of_another_type_is_told():
 
 
 def test_the_platformer_is_the_first_of_the_shipped_worlds():
-    assert [*worlds.shipped()] == [f"LWM-{name}-v0" for name in ("Platformer", "Doom", "PlatformerPico", "Pong", "Racing")]
+    names = ["Platformer", "Doom", "PlatformerPico", "Pong", "Racing"]
+    assert [*worlds.shipped()] == [f"LWM-{name}-v0" for name in names]
 
 
 @pytest.mark.parametrize("world_id", worlds.shipped())

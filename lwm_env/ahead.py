@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env.layers import ConvBlock, Pointwise, conv_stack
-from lwm_env.memory import like, to_numbers
+from lwm_env.memory import paint, to_numbers
 
 TOLD = 8  # channels in which a code tells something of each cell of the strip
 NEAREST = 2  # columns at the edge: the strip is drawn when most of them are unseen
@@ -88,9 +88,9 @@ class Ahead(nn.Module):
         above, rows, below = canvas.split([margin, height, canvas.shape[2] - margin - height], 2)
 
         def filled(start: int, edge: Tensor, picture: Tensor) -> Tensor:
-            colours, known = to_numbers(rows[..., start : start + size])
-            gate = (1 - known) * (edge & wanted)[:, None, None, None]
-            return like(torch.cat([colours + gate * (picture - colours), known + gate * (1 - known)], 1), canvas)
+            part = rows[..., start : start + size]
+            _, known = to_numbers(part)
+            return paint(part, picture, (1 - known) * (edge & wanted)[:, None, None, None])
 
         parts = [
             rows[..., : margin - size],

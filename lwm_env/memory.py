@@ -32,9 +32,12 @@ def to_numbers(canvas: Tensor) -> tuple[Tensor, Tensor]:
     return colours, known
 
 
-def like(part: Tensor, canvas: Tensor) -> Tensor:
-    """A part in numbers, (B, 4, h, w), in the form of the canvas that it is written on."""
-    return to_bytes(part) if canvas.dtype == torch.uint8 else part
+def paint(part: Tensor, picture: Tensor, gate: Tensor) -> Tensor:
+    """Part of a canvas (B, 4, h, w) with a picture (B, 3, h, w) painted over it as far as the gate (B, 1, h, w) lets it
+    through; bytes if it was bytes."""
+    colours, known = to_numbers(part)
+    painted = torch.cat([colours + gate * (picture - colours), known + gate * (1 - known)], 1)
+    return to_bytes(painted) if part.dtype == torch.uint8 else painted
 
 
 def move_whole(canvas: Tensor, pixels: Tensor) -> Tensor:
@@ -102,8 +105,6 @@ class Canvas:
         """The canvas with the picture (B, 3, H, W) now in view painted over its middle as far as the gate (B, 1, H, W)
         lets it through."""
         rows, columns = (slice(self.margin, self.margin + side) for side in self.frame_size)
-        colours, known = to_numbers(canvas[:, :, rows, columns])
-        middle = torch.cat([colours + gate * (picture - colours), known + gate * (1 - known)], 1)
         written = canvas.clone()
-        written[:, :, rows, columns] = like(middle, canvas)
+        written[:, :, rows, columns] = paint(canvas[:, :, rows, columns], picture, gate)
         return written

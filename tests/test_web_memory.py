@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,3 +149,22 @@ def test_a_thousand_frames_leave_no_objects_behind(tiny_spec, tiny_world, monkey
         assert asyncio.run(grow(1000)) < 20_000
     finally:
         tracemalloc.stop()
+
+
+def test_what_the_server_does_again_and_again_interns_no_text(tiny_spec, tiny_world, monkeypatch):
+    # Once let go, an interned text leaves its entry in the interpreter's table. The parts of paths filled it in 500
+    # seconds; the next size of the table takes 1 MiB more, and malloc keeps as much again once the old one is freed.
+    world = PlayedWorld(tiny_spec, tiny_world, fps=15.0)
+    lobby = Lobby({tiny_spec.id: world}, make_settings(), Metrics())
+    (engine,) = lobby.hosting.engines
+    engine._process = SimpleNamespace(pid=os.getpid())
+    room, interned = Room(world, seed=0), []
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+
+    lobby._timers.tidy(room)
+    lobby._timers.count()
+    lobby.hosting.machine_load(room)
+
+    assert interned == []
+    if sys.platform == "linux":
+        assert engine.memory_bytes > 1_000_000

@@ -46,6 +46,8 @@ class Hosting:
         self.previews: dict[str, Room] = {}  # by world
         self.draining = False
         self.frame_cost = FrameCost()
+        self._cores = physical_cores()
+        self._threads = threads_of_engine(settings.threads, settings.engines)
         self.engines: list[Supervisor] = []
         for index in range(settings.engines):
             handlers = [functools.partial(work, index) for work in (self._on_event, self._reopen_all)]
@@ -85,9 +87,8 @@ class Hosting:
         if self.settings.device != "cpu":
             return own
         host = more and self.engine(more)
-        threads = threads_of_engine(self.settings.threads, self.settings.engines)
-        engines = sum(threads * self.load(engine, more if engine is host else None) for engine in self.engines)
-        return max(own, (own + engines) / physical_cores())
+        engines = sum(self._threads * self.load(engine, more if engine is host else None) for engine in self.engines)
+        return max(own, (own + engines) / self._cores)
 
     def is_busy(self, room: Room) -> bool:
         """Whether the clock steps the room, or people were there a moment ago."""

@@ -59,6 +59,23 @@ def test_a_ring_takes_little_more_than_it_holds_and_gives_it_back():
     assert ring.num_bytes == 0 and len(ring) == 0
 
 
+def test_a_full_ring_grows_without_a_second_copy_in_the_heap():
+    ring = Ring(900)
+    for number in range(900):
+        ring.append((number, bytes(2000)))
+    before = ring.num_bytes
+    tracemalloc.start()
+    try:
+        while ring.num_bytes == before:
+            ring.append((number := number + 1, bytes(2300)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert [entry for entry, _ in ring] == list(range(number - 899, number + 1))
+    assert peak < 300_000  # the entries are 1.9 MB
+
+
 ROOMS_FOR_LONG = """
 import sys
 from pathlib import Path

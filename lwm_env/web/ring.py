@@ -79,14 +79,13 @@ class Ring(Sequence[tuple[int, bytes]]):
     def _grow(self, length: int) -> int:
         """Move into a mapping for as many entries as there may be, as long as this one and those so far are in the
         mean; its first free place."""
-        kept = [data for _, data in self]
-        mean = (sum(map(len, kept)) + length) / (len(kept) + 1)
-        needed = max(math.ceil(mean * self.num_kept), self.num_bytes)
-        self._memory, end = _map(needed + needed // SLACK + 1), 0
-        for index, data in enumerate(kept):
-            self._memory[end : end + len(data)] = data
-            self._places[index] = (self._places[index][0], end, len(data))
-            end += len(data)
+        held = sum(size for _, _, size in self._places) + length
+        needed = max(math.ceil(held / (len(self) + 1) * self.num_kept), self.num_bytes)
+        before, self._memory, end = self._memory, _map(needed + needed // SLACK + 1), 0
+        for index, (number, start, size) in enumerate(self._places):
+            self._memory[end : end + size] = before[start : start + size]  # one by one: the heap holds no second copy
+            self._places[index] = number, end, size
+            end += size
         return end
 
 

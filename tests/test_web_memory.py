@@ -3,9 +3,12 @@
 import asyncio
 import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 from collections import deque
 from types import SimpleNamespace
@@ -19,7 +22,7 @@ pytest.importorskip("fastapi", reason="the extra web is not installed")
 
 from starlette.websockets import WebSocket
 
-from lwm_env.web import connection
+from lwm_env.web import connection, pipe, supervisor
 from lwm_env.web.connection import Connection
 from lwm_env.web.lobby import Lobby
 from lwm_env.web.metrics import Metrics
@@ -108,6 +111,36 @@ def test_rooms_that_run_for_long_do_not_grow_the_process(tiny_world):
     before, after = map(int, told.split())
 
     assert (after - before) * 4096 < 500_000
+
+
+def test_snapshots_wait_in_the_pipe_while_the_loop_is_busy():
+    ours, theirs = multiprocessing.Pipe()
+    sent, heard = [], []
+
+    def send():
+        with theirs:
+            for number in range(16):
+                pipe.send(theirs, Message({"number": number}, bytes(127_905)))
+                sent.append(number)
+
+    async def be_busy():
+        ended = asyncio.Event()
+        hear = lambda message: ended.set() if message is None else heard.append(message.facts["number"])  # noqa: E731
+        threads = [
+            threading.Thread(target=supervisor._read, args=(ours, asyncio.get_running_loop(), hear)),
+            threading.Thread(target=send),
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)  # not asyncio.sleep: nothing else happens in the loop
+        before = len(sent)
+        await asyncio.wait_for(ended.wait(), 30)
+        for thread in threads:
+            thread.join()
+        return before
+
+    assert asyncio.run(be_busy()) <= 4  # one was read, others are in the pipe
+    assert heard == list(range(16))
 
 
 def test_a_thousand_frames_leave_no_objects_behind(tiny_spec, tiny_world, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -205,3 +206,33 @@ def test_the_engine_steps_few_rooms_at_once_and_all_alike(tiny_spec, tiny_world)
 
     assert [size for size, _ in costs["measured"]] == [1, 2, 4] and costs["size"] == 4
     assert max(batches) <= 4 and max(stepped.values()) - min(stepped.values()) <= 3
+
+
+def test_rooms_that_are_stepped_together_send_their_snapshots_apart(tiny_spec, tiny_world, monkeypatch):
+    from lwm_env.web import engine_process
+
+    class Sent(list):
+        def send_bytes(self, data):
+            self.append(data)
+
+    now, sent, table = 100.0, Sent(), SlotTable(tiny_spec, 8)
+    monkeypatch.setattr(engine_process, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now))
+    world = {"id": tiny_spec.id, "folder": tiny_world, "num_slots": 8, "table": table.name, "fps": 15.0}
+    options = {"device": "cpu", "backend": "torch", "threads": 2}
+    engine = engine_process.EngineProcess(sent, [world], options)
+    at_once, of_room = [], Counter()
+    try:
+        for slot in range(8):
+            engine.commands["open"](b"", world=tiny_spec.id, slot=slot, room=f"room {slot}", frame_id=1, seed=0)
+        for _ in range(1 + 10 * 15):
+            sent.clear()
+            engine.commands["step"](b"", world=tiny_spec.id, slots=list(range(8)))
+            rooms = [slot for slot in range(8) if any(f'"snapshot","room":"room {slot}"'.encode() in s for s in sent)]
+            at_once.append(len(rooms))
+            of_room.update(rooms)
+            now += PERIOD
+    finally:
+        table.close()
+
+    assert at_once[0] == 8 and max(at_once[1:]) <= 2  # each has one to go back to at once
+    assert set(of_room.values()) <= {10, 11, 12}

@@ -23,10 +23,9 @@ from lwm_env.web import pipe
 from lwm_env.web.pipe import Message
 from lwm_env.web.protocol import FIRST, TERMINATED, TRUNCATED
 from lwm_env.web.slot_table import Row, SlotTable
-from lwm_env.web.tenants import BUCKETS, Hosted, Tenant, bucket
+from lwm_env.web.tenants import BUCKETS, Hosted, Tenant, bucket, next_snapshot
 from lwm_env.web.turns import Turns
 
-SNAPSHOT_SECONDS = 1.0  # between two of a running room; what a crash costs at most, and the grain of rewinding
 WARM_UP_STEPS = 5  # of each size of a batch
 ROOMS_PER_THREAD = 4  # in a batch on a CPU: as many as ONNX Runtime computes in one call (onnx_world.rows_together),
 MIN_SLOTS = 8  # which it does in an engine of so many
@@ -268,8 +267,8 @@ class EngineProcess:
         hosted, now = self.worlds[world], time.monotonic()
         for slot in slots:
             tenant = hosted.tenants[slot]
-            if now - tenant.snapshot_at >= SNAPSHOT_SECONDS:
-                tenant.snapshot_at = now
+            if now >= tenant.snapshot_due:
+                tenant.snapshot_due = next_snapshot(slot, now)
                 facts = {"event": "snapshot", "room": tenant.room, "frame_id": tenant.frame_id}
                 self._send(facts, hosted.engine.get_state(slot))
 

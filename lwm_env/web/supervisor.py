@@ -259,11 +259,22 @@ def _run_engine(connection: Connection, worlds: list[dict[str, Any]], options: d
 
 
 def _read(connection: Connection, loop: asyncio.AbstractEventLoop, hear: Callable[[Message | None], None]) -> None:
-    """Tell the loop what the engine says, and None at its end."""
+    """Tell the loop what the engine says, and None at its end.
+
+    Nothing is read while the loop has not heard of the last payload: while it is busy for a moment, snapshots of all
+    rooms would pile up, 2 MiB with 16, in a heap that may keep what it has grown to.
+    """
+    heard = threading.Event()
     with contextlib.suppress(RuntimeError):  # the loop is closed
         try:
             while True:
-                loop.call_soon_threadsafe(hear, pipe.receive(connection))
+                message = pipe.receive(connection)
+                loop.call_soon_threadsafe(hear, message)
+                if message.payload:
+                    heard.clear()
+                    loop.call_soon_threadsafe(heard.set)
+                    heard.wait(ANSWER_SECONDS)
+                del message
         except (EOFError, OSError):
             loop.call_soon_threadsafe(hear, None)
 

@@ -11,10 +11,20 @@ from lwm_env.web.turns import Turns
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # slots that an engine has: shapes, and CUDA graphs, for few sizes
 
+SNAPSHOT_SECONDS = 1.0  # between two of a running room; what a crash costs at most, and the grain of rewinding
+PHASE = 0.618034  # of these, from one slot to the next: by the golden ratio any number of slots is spread evenly
+
 
 def bucket(num_slots: int) -> int:
     """The size of an engine that holds so many slots."""
     return next(size for size in BUCKETS if size >= num_slots)
+
+
+def next_snapshot(slot: int, now: float) -> float:
+    """When a slot's next snapshot is due. Each slot has moments of its own, so that rooms which are stepped together do
+    not send theirs together: many at once lie in the web process's heap all at the same time."""
+    phase = slot * PHASE % 1 * SNAPSHOT_SECONDS
+    return now + SNAPSHOT_SECONDS - (now - phase) % SNAPSHOT_SECONDS
 
 
 @dataclass
@@ -24,7 +34,7 @@ class Tenant:
     room: str
     temperature: float
     frame_id: int = 0
-    snapshot_at: float = 0.0
+    snapshot_due: float = 0.0
 
 
 @dataclass

@@ -29,7 +29,7 @@ class Anticipation(NamedTuple):
     """Where the camera goes next."""
 
     reading: Reading
-    estimate: Tensor  # (B, 2) motion of the camera in pixels, as the network thinks
+    estimate: Tensor  # (B, 2) motion of the camera in pixels, as the network thinks; (B, motion_dim) of a flow
     motion: Tensor  # (B, 2 + 2) the same, and how what was seen corrected it
     travel: Tensor  # (B, 2) the motion with its correction, without gradients
     carry: Tensor  # (B, carry_dim)

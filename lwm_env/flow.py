@@ -2,71 +2,152 @@
 shift.
 
 A flat world seen from above turns and shifts as a whole (`RIGID`): three numbers tell all of it, so nothing bends
-however long one dreams. A world in depth has a field that is told at a coarse grid and is linear between its points
-(`FREE`; dense motion: Finn et al., 2016, arXiv:1605.07157).
+however long one dreams. They are those of the step before and what the action changes in them; where real frames are
+given, registration tells them. A world in depth has a field that is told at a coarse grid and is linear between its
+points (`FREE`; dense motion: Finn et al., 2016, arXiv:1605.07157).
 
-Shapes: B worlds, C channels, h x w grid points, the outermost at the corners of a picture of H x W pixels.
+Shapes: B worlds, C channels, h x w grid points, the outermost at the corners of a picture of H x W pixels, S rows above
+it that were drawn ahead.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env.layers import Pointwise
+from lwm_env.registration import Sighting
+from lwm_env.turning import affine, places, sample, sight_turn, sources
 
 FREE, RIGID = 1, 2  # what `MotionConfig.flow` may be
 STRIDE = 4.0  # pixels that a feature of 1 moves a grid point by
 TURN = 0.1  # radians that a feature of 1 turns the view by
 HIDDEN = 128
+CARRY = 64  # numbers that a turn carries from step to step, beside its motion
+KNOWN = 0.75  # share of a moved pixel that must have been seen
+
+
+class Flowed(NamedTuple):
+    """The last picture as the view now has it, (B, 3, H, W); which of its pixels were in sight before, (B, 1, H, W);
+    what lies above it, (B, 4, S, W) as a canvas has it; how the view turned as the network thinks, (B, 3); and what is
+    kept, (B, kept_dim)."""
+
+    picture: Tensor
+    inside: Tensor
+    above: Tensor
+    motion: Tensor
+    kept: Tensor
+
+
+class Turn(nn.Module):
+    """A view from above that shifts and turns as a whole. How it went and the actions tell how it goes on; what the
+    picture adds, such as grass under the wheels, is little beside that (docs/ablations.md, session 11)."""
+
+    kept_dim = 3 + CARRY
+
+    def __init__(self, frame_size: tuple[int, int], action_dim: int) -> None:
+        super().__init__()
+        self.middle = tuple((side - 1) / 2 for side in frame_size)
+        self.enter = nn.Sequential(nn.Linear(action_dim + 3, CARRY), nn.SiLU())
+        self.steer = nn.GRUCell(CARRY, CARRY)
+        self.whole = nn.Sequential(nn.Linear(CARRY, CARRY), nn.SiLU(), nn.Linear(CARRY, 3))
+        nn.init.zeros_(self.whole[-1].weight)
+        nn.init.zeros_(self.whole[-1].bias)
+        self.aspect = nn.Parameter(torch.zeros(()))  # log of rows over columns of a length
+        self.register_buffer("units", torch.tensor([STRIDE, STRIDE, TURN]), persistent=False)
+        for name, middle in zip(("rows", "columns"), self.middle, strict=True):
+            self.register_buffer(f"{name}_at", torch.arange(2 * middle + 1) - middle, persistent=False)
+
+    def sight(self, before: Tensor, after: Tensor) -> Sighting:
+        """How the view went between two real pictures (B, 3, H, W)."""
+        return sight_turn(before, after, self.aspect.exp().to(before.device))
+
+    def estimate(self, action: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The next motion (B, 3) in pixels and radians, from the embedded action (B, A) and what is kept; and what is
+        carried on (B, CARRY)."""
+        motion, carry = kept.split([3, CARRY], 1)
+        carry = self.steer(self.enter(torch.cat([action, motion / self.units], 1)), carry)
+        return motion + self.units * self.whole(carry), carry
+
+    def forward(
+        self, last: Tensor, above: Tensor | None, action: Tensor, kept: Tensor, seen: Sighting | None = None
+    ) -> Flowed:
+        """The last picture (B, 3, H, W) and what lies above it, moved as estimated, or as was `seen` where that is
+        sure."""
+        motion, carry = self.estimate(action, kept)
+        taken = motion if seen is None else torch.where(seen.sure[:, None], seen.motion, motion)
+        moved = self.move(last, above, taken)
+        return Flowed(*moved, motion, torch.cat([taken, carry], 1))
+
+    def move(self, last: Tensor, above: Tensor | None, motion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The picture, what of it was in sight, and what lies above it, after a motion (B, 3). What comes in from
+        outside is the edge."""
+        view = torch.cat([last, torch.ones_like(last[:, :1])], 1)
+        size, rows, (down, right) = 0, self.rows_at, self.middle
+        if above is not None:
+            size, edge = above.shape[2], last[:, :, :1]
+            colours, known = above.split([3, 1], 1)
+            view = torch.cat([torch.cat([edge + known * (colours - edge), known], 1), view], 2)
+            rows = torch.cat([rows[:1] + torch.arange(-size, 0, device=rows.device), rows])
+        source = sources(affine(motion, self.aspect.exp()), places(rows, self.columns_at))
+        inside = (source[..., 0] >= -down - size) & (source[..., 0] <= down) & (source[..., 1].abs() <= right)
+        colours, known = sample(view, source, (down + size, right)).split([3, 1], 1)
+        known = ((known > KNOWN) & inside[:, None]).to(colours.dtype)
+        moved = torch.cat([colours, known], 1)
+        return colours[:, :, size:], known[:, :, size:], moved[:, :, :size]
 
 
 class Flow(nn.Module):
-    """Features on the grid to where each pixel of the next picture comes from."""
+    """A view in depth: features on the grid to where each pixel of the next picture comes from."""
 
-    def __init__(self, kind: int, dim: int, grid: tuple[int, int], frame_size: tuple[int, int]) -> None:
+    kept_dim = 0
+
+    def __init__(self, dim: int, grid: tuple[int, int], frame_size: tuple[int, int]) -> None:
         super().__init__()
         self.frame_size = frame_size
         self.think = nn.Sequential(nn.Linear(3 * dim, HIDDEN), nn.SiLU())
-        self.whole = nn.Linear(HIDDEN, 6 if kind == FREE else 3)
-        self.out = Pointwise(dim, 2) if kind == FREE else None
-        self.aspect = nn.Parameter(torch.zeros(())) if kind == RIGID else None  # log of rows over columns of a length
+        self.whole = nn.Linear(HIDDEN, 6)
+        self.out = Pointwise(dim, 2)
         for layer in (self.whole, self.out):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         for name, few, many in zip(("rows", "columns"), grid, frame_size, strict=True):
             self.register_buffer(name, _interpolation(few, many), persistent=False)
             self.register_buffer(f"{name}_at", torch.linspace(-1, 1, many), persistent=False)
             self.register_buffer(f"{name}_of_grid", torch.linspace(-1, 1, few), persistent=False)
 
-    def forward(self, features: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, C, h, w) and the last picture (B, 3, H, W) -> the picture as the view now has it, and which of
-        its pixels were in sight before, (B, 1, H, W). What comes in from outside is the edge."""
-        moments = [features, features * self.rows_of_grid[:, None], features * self.columns_of_grid]
+    @property
+    def motion_dim(self) -> int:
+        """Numbers of a field: down and right in pixels, at each grid point."""
+        return 2 * self.rows.shape[1] * self.columns.shape[1]
+
+    def forward(self, features: Tensor, last: Tensor, seen: Sighting | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, C, h, w) and the last picture (B, 3, H, W) -> the picture as the view now has it, which of its
+        pixels were in sight before, (B, 1, H, W), and the field as estimated, (B, motion_dim); what was `seen` of it
+        overrules it. What comes in from outside is the edge."""
+        field = self.estimate(features)
+        taken = field if seen is None else torch.where(seen.sure[:, None], seen.motion, field)
+        return *self.move(last, taken), field
+
+    def estimate(self, features: Tensor) -> Tensor:
+        """The field (B, motion_dim): the view shifts, grows and shears as a whole, and bends between grid points."""
+        rows, columns = self.rows_of_grid[:, None], self.columns_of_grid
+        moments = [features, features * rows, features * columns]
         whole = self.whole(self.think(torch.cat([moment.mean((2, 3)) for moment in moments], 1)))
-        source = self._turned(whole) if self.out is None else self._bent(whole, features)
-        inside = (source.abs().amax(3) <= 1)[:, None].to(picture.dtype)
-        return F.grid_sample(picture, source, padding_mode="border", align_corners=True), inside
-
-    def _turned(self, whole: Tensor) -> Tensor:
-        """Where pixels come from, (B, H, W, 2) right and down, between -1 and 1, if the view shifts and turns."""
-        height, width = ((size - 1) / 2 for size in self.frame_size)
-        shift, turn = STRIDE * whole[:, :2, None, None], TURN * whole[:, 2, None, None]
-        sine, cosine, aspect = turn.sin(), turn.cos(), self.aspect.exp()
-        down, right = height * self.rows_at[:, None] - shift[:, 0], width * self.columns_at - shift[:, 1]
-        across = cosine * right - sine / aspect * down
-        along = cosine * down + sine * aspect * right
-        return torch.stack([across / width, along / height], 3)
-
-    def _bent(self, whole: Tensor, features: Tensor) -> Tensor:
-        """The same if the view also grows, shears, and bends between grid points."""
-        height, width = self.frame_size
         shift, by_row, by_column = whole[..., None, None].unflatten(1, (3, 2)).unbind(1)
-        whole = shift + by_row * self.rows_at[:, None] + by_column * self.columns_at
-        field = STRIDE * (whole + self.rows @ self.out(features) @ self.columns.T)  # (B, 2, H, W) pixels down and right
+        return (STRIDE * (shift + by_row * rows + by_column * columns + self.out(features))).flatten(1)
+
+    def move(self, last: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
+        """The picture and what of it was in sight, moved by a field (B, motion_dim)."""
+        height, width = self.frame_size
+        field = field.view(-1, 2, self.rows.shape[1], self.columns.shape[1])
+        field = self.rows @ field @ self.columns.T  # (B, 2, H, W) pixels down and right
         down = self.rows_at[:, None] - field[:, 0] * (2 / (height - 1))
         right = self.columns_at - field[:, 1] * (2 / (width - 1))
-        return torch.stack([right, down], 3)
+        source = torch.stack([right, down], 3)
+        inside = (source.abs().amax(3) <= 1)[:, None].to(last.dtype)
+        return F.grid_sample(last, source, padding_mode="border", align_corners=True), inside
 
 
 def _interpolation(few: int, many: int) -> Tensor:

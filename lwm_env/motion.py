@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwm_env.flow import FREE, RIGID, Flow
+from lwm_env.flow import FREE, RIGID, Flow, Turn
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
 from lwm_env.movers import CARRY, NOTHING, Movers
@@ -55,6 +55,8 @@ class Reading(NamedTuple):
     features: Tensor  # (B, 2C, h, w)
     copies: Tensor  # (B, F + M, 3, H, W), the last picture as the flow and each mover have it
     inside: Tensor  # (B, F, H, W), which pixels of the flow's copy were in sight before
+    above: Tensor  # (B, 4, S, W), what lies above the picture then
+    turn: Tensor  # (B, motion_dim) how the flow goes, as the network thinks, or (B, 0)
     shown: Tensor  # (B, 2 M, H, W), how much a pixel shows of each mover, 1 at most, and will show
     distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
     memory: Tensor  # (B, kept_dim), from now on
@@ -83,7 +85,11 @@ class Motion(nn.Module):
         self.condition = nn.Sequential(nn.Linear(action_dim + 4 + config.memory_dim, wide), nn.SiLU())
         frame_size = (cells[0] * patch, cells[1] * patch)
         grid = (cells[0] // 2, cells[1] // 2)
-        self.flow = Flow(config.flow, wide, grid, frame_size) if config.flow else None
+        self.flow: Flow | Turn | None = None
+        if config.flow == FREE:
+            self.flow = Flow(wide, grid, frame_size)
+        elif config.flow == RIGID:
+            self.flow = Turn(frame_size, action_dim)
         self.movers = None
         if config.movers:
             self.movers = Movers(config.movers, config.reach, config.context_frames, frame_size, action_dim + 4)
@@ -127,8 +133,17 @@ class Motion(nn.Module):
 
     @property
     def kept_dim(self) -> int:
-        """How many numbers are kept from step to step: the memory, and what the movers carry."""
-        return self.config.memory_dim + (0 if self.movers is None else CARRY)
+        """How many numbers are kept from step to step: the memory, and what the flow and the movers carry."""
+        return sum(self._kept)
+
+    @property
+    def _kept(self) -> list[int]:
+        flow = 0 if self.flow is None else self.flow.kept_dim
+        return [self.config.memory_dim, flow, 0 if self.movers is None else CARRY]
+
+    def last_turn(self, memory: Tensor) -> Tensor:
+        """The motion (B, 3) with which a view that turns came to be, of what is kept (B, kept_dim)."""
+        return memory[:, self.config.memory_dim : self.config.memory_dim + 3]
 
     def read(
         self,
@@ -138,26 +153,24 @@ class Motion(nn.Module):
         offset: Tensor,
         memory: Tensor,
         seen: Sighting | None = None,
+        turned: Sighting | None = None,
+        above: Tensor | None = None,
     ) -> Reading:
         """Frames (B, K, 3, H, W), embedded action (B, A), the camera's next motion (B, 2), the fraction of a pixel
-        left over by it (B, 2) and the memory (B, kept_dim); what was `seen` of the movers' next shifts overrules
-        theirs."""
-        recent = self.recent(F.pixel_unshuffle(frames[:, -2:].flatten(1, 2), self.patch))
-        x = self.down(F.pixel_unshuffle(F.silu(recent), 2))
-        if self.older is not None:
-            x = x + self.older(F.pixel_unshuffle(frames[:, : self.num_older].flatten(1, 2), 2 * self.patch))
+        left over by it (B, 2) and the memory (B, kept_dim); what was `seen` of the movers' next shifts, and how the
+        view `turned`, overrules what is estimated. What lies `above` the picture (B, 4, S, W) turns with it."""
         known = torch.cat([action, motion / 4, offset], 1)
-        memory, carry = memory.split([self.config.memory_dim, self.kept_dim - self.config.memory_dim], 1)
-        condition = self.condition(torch.cat([known, memory], 1))
-        for index, (block, film) in enumerate(zip(self.blocks, self.films, strict=True)):
-            x = block(x, film(condition))
-            if index < len(self.attention):
-                x = self.attention[index](x)
+        memory, flow_kept, carry = memory.split(self._kept, 1)
+        recent, x = self.look(frames, known, memory)
         last = frames[:, -1]
         copies, inside, course = last[:, None][:, :0], last[:, :0], action[:, :0]
         shown, distance = last[:, :0], last[:, :0]
-        if self.flow is not None:
-            moved, inside = self.flow(x, last)
+        turn, above_then = action[:, :0], last[:, :, :0]
+        if isinstance(self.flow, Turn):
+            moved, inside, above_then, turn, flow_kept = self.flow(last, above, action, flow_kept, turned)
+            copies = moved[:, None]
+        elif self.flow is not None:
+            moved, inside, turn = self.flow(x, last, turned)
             copies = moved[:, None]
         if self.movers is not None:
             looks = self.movers.look(frames)
@@ -175,7 +188,22 @@ class Motion(nn.Module):
             noticed = F.silu(self.notice(x)).mean((2, 3))
             memory = self.remember(torch.cat([noticed, action, course], 1), memory)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
-        return Reading(features, copies, inside, shown, distance, torch.cat([memory, carry], 1))
+        kept = torch.cat([memory, flow_kept, carry], 1)
+        return Reading(features, copies, inside, above_then, turn, shown, distance, kept)
+
+    def look(self, frames: Tensor, known: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of frames (B, K, 3, H, W), (B, C, h, w), and deeper ones, (B, C', h / 2, w / 2), which know the
+        action, the camera's motion and offset (B, A + 4), and the memory (B, memory_dim)."""
+        recent = self.recent(F.pixel_unshuffle(frames[:, -2:].flatten(1, 2), self.patch))
+        x = self.down(F.pixel_unshuffle(F.silu(recent), 2))
+        if self.older is not None:
+            x = x + self.older(F.pixel_unshuffle(frames[:, : self.num_older].flatten(1, 2), 2 * self.patch))
+        condition = self.condition(torch.cat([known, memory], 1))
+        for index, (block, film) in enumerate(zip(self.blocks, self.films, strict=True)):
+            x = block(x, film(condition))
+            if index < len(self.attention):
+                x = self.attention[index](x)
+        return recent, x
 
     def lasting(self, features: Tensor) -> Tensor:
         """How much of each pixel of the last picture belongs on the canvas, (B, 1, H, W): players do not."""

@@ -7,6 +7,7 @@ from lwm_env.ahead import AheadConfig
 from lwm_env.camera import CameraConfig
 from lwm_env.dynamics import DynamicsConfig
 from lwm_env.errors import ConfigMismatch
+from lwm_env.flow import FREE
 from lwm_env.motion import MotionConfig
 from lwm_env.tokenizer import TokenizerConfig
 
@@ -47,10 +48,15 @@ class ModelConfig:
                 f"ahead.width {ahead.width} and ahead.reach {ahead.reach} must be multiples of the "
                 f"tokenizer's patch, {patch}."
             )
-        if ahead.width and (ahead.width >= self.margin or ahead.reach > self.frame_size[1]):
+        if ahead.width and (ahead.width >= self.margin or ahead.reach > min(self.frame_size)):
             raise ConfigMismatch(
                 f"ahead.width {ahead.width} must be below the margin, {self.margin}, and ahead.reach {ahead.reach} "
-                f"at most the width of a frame, {self.frame_size[1]}."
+                f"at most the smaller side of a frame, {min(self.frame_size)}."
+            )
+
+        if ahead.width and self.motion.flow == FREE:
+            raise ConfigMismatch(
+                "a view in depth (motion.flow = 1) has no edge to draw ahead at: set ahead.width to 0."
             )
 
     @property

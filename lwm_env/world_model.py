@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env import worlds
+from lwm_env.above import Above
 from lwm_env.ahead import Ahead
 from lwm_env.belief import Anticipation, Belief, Output, Proposal, State
 from lwm_env.camera import Camera
 from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
 from lwm_env.errors import ConfigMismatch, CorruptFile
+from lwm_env.flow import RIGID
 from lwm_env.memory import Canvas, move_whole, to_bytes
 from lwm_env.motion import Motion
 from lwm_env.presets import ModelConfig
@@ -55,9 +57,11 @@ class WorldModel(nn.Module):
         self.tokenizer = Tokenizer(config.tokenizer)
         self.camera = Camera(config.camera, config.frame_size, self.action_dim)
         self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim)
-        self.ahead = None
+        self.turns, self.flows = config.motion.flow == RIGID, config.motion.flow != 0
+        self.ahead: Ahead | Above | None = None
         if config.ahead.width:
-            self.ahead = Ahead(config.ahead, config.tokenizer.patch, config.frame_size, config.margin)
+            kind = Above if self.turns else Ahead
+            self.ahead = kind(config.ahead, config.tokenizer.patch, config.frame_size, config.margin)
         self.dynamics = Dynamics(config.dynamics, self.tokenizer.levels, latent_dim, config.motion.dim)
         self.events = EventHead(config.dynamics, latent_dim, config.cells, players, len(spec.reward_values))
         self.register_buffer("reward_values", torch.tensor(spec.reward_values), persistent=False)
@@ -123,23 +127,37 @@ class WorldModel(nn.Module):
         ahead: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Anticipation:
         """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
-        next frame corrects the estimate, and one of the movers (B, M, 2) their shifts. What draws `ahead` does so on
-        the canvas before it moves by whole pixels (B, 2)."""
+        next frame, (B, 2) or of a flow (B, motion_dim), corrects the estimate, and one of the movers (B, M, 2) their
+        shifts. What draws `ahead` does so on the canvas before it moves by whole pixels (B, 2), or, in a view that
+        turns, above the last picture."""
         action = self.embed(action)
         last = belief.frames[:, -1]
+        turned, sighting = (sighting, None) if self.flows else (None, sighting)
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
         whole, motion, offset = self.correct(belief.offset, estimate, sighting)
         travel = (whole + offset - belief.offset).detach()
-        reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory, movers)
+        above = self.ahead.lying(belief.canvas) if isinstance(self.ahead, Above) else None
+        if above is not None and ahead is not None:
+            above = ahead(above, last)
+        reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory, movers, turned, above)
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
-        if ahead is not None:
+        if above is None and ahead is not None:
             canvas = ahead(canvas, whole)
-        return Anticipation(reading, estimate, motion, travel, carry, move_whole(canvas, whole), offset)
+        canvas = move_whole(canvas, whole)
+        if above is not None:
+            canvas = self.ahead.lay(canvas, reading.above)
+        return Anticipation(reading, reading.turn if self.flows else estimate, motion, travel, carry, canvas, offset)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
-        """How the camera went between two real pictures (B, 3, H, W): by registration, unless it stands still."""
+        """How the camera went between two real pictures (B, 3, H, W): by registration, unless it stands still. A field
+        is not looked for here."""
+        if self.turns:
+            return self.motion.flow.sight(before, after)
         if self.config.camera.max_motion:
             return sight(before, after)
+        if self.flows:
+            dim = self.motion.flow.motion_dim
+            return Sighting(before.new_zeros(len(before), dim), before.new_zeros(len(before), dtype=torch.bool))
         return Sighting(before.new_zeros(len(before), 2), torch.ones_like(before[:, 0, 0, 0], dtype=torch.bool))
 
     @torch.no_grad()

@@ -53,6 +53,9 @@ def scrolling(batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(frames), actions
 
 
+STILL = Sighting(torch.zeros(4, 2), torch.ones(4, dtype=torch.bool))
+
+
 def clips(batch: int = 4, steps: int = 5) -> Clips:
     frames, actions = scrolling(batch, steps)
     return Clips(
@@ -173,8 +176,7 @@ def test_off_policy_the_targets_are_what_the_teacher_predicts_from_real_frames(t
     for t in range(context - 1, steps):  # both observe the real frames up to t, as an env is started
         ours, theirs = (context_belief(world, batch, seen, t + 1) for world in (student, other))
         proposal = student.propose(ours, batch.actions[:, t], at(seen, t))
-        sure = Sighting(loss.moved_by(ours, proposal), torch.ones(4, dtype=torch.bool))
-        target = other.propose(theirs, batch.actions[:, t], sure)
+        target = other.propose(theirs, batch.actions[:, t], loss.moved_by(student, ours, proposal))
         expected += divergence(target.logits, proposal.logits, 2).mean().item() / (steps - context + 1)
     assert told["teacher_tokens"].item() == pytest.approx(expected, rel=1e-3)
 
@@ -201,7 +203,7 @@ def test_where_tokens_mean_something_else_the_teachers_picture_is_encoded_anew(t
     teaching.compare_tokens(student)
     batch = as_batch(clips(), student)
     belief = student.believe(batch.pixels[:, 0])
-    told = teaching.tell(large.believe(batch.pixels[:, 0]), batch.actions[:, 0], torch.zeros(4, 2))
+    told = teaching.tell(large.believe(batch.pixels[:, 0]), batch.actions[:, 0], STILL)
     sure_of_it = torch.nn.functional.one_hot(student.tokenizer.indices(student.tokenizer.encode(told.picture)), 8)
     proposal = student.propose(belief, batch.actions[:, 0])
     right = proposal._replace(logits=50.0 * sure_of_it.movedim(-1, 2))
@@ -217,7 +219,7 @@ def test_reward_and_end_are_taught_as_the_teacher_sees_them_in_what_comes_next(t
     student = made(tiny_config, tiny_spec, 0)
     teaching = Teaching(large, student)
     batch = as_batch(clips(), student)
-    told = teaching.tell(large.believe(batch.pixels[:, 0]), batch.actions[:, 0], torch.zeros(4, 2))
+    told = teaching.tell(large.believe(batch.pixels[:, 0]), batch.actions[:, 0], STILL)
     latent = large.tokenizer.quantize(large.tokenizer.encode(batch.pixels[:, 1]))
     reward, end = large.events(told.proposal.hidden, told.proposal.moved_latent, latent)
     proposal = student.propose(student.believe(batch.pixels[:, 0]), batch.actions[:, 0])

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lwm_env.errors import ConfigMismatch
-from lwm_env.flow import FREE, RIGID, STRIDE, TURN, Flow
+from lwm_env.flow import CARRY, STRIDE, Flow, Turn
 from lwm_env.motion import FLOW
+from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
-from lwm_training.flow_loss import SCALES, flow_error, flow_unroll
+from lwm_training.flow_loss import SCALES, flow_distance, flow_error, flow_unroll, turn_errors
+from lwm_training.optical_flow import sight_field
 from lwm_training.recipe import Stage, load_recipe
+from lwm_training.replay import Replay
 from lwm_training.stages import check_recipe, trained_parameters
 
 
@@ -20,67 +24,127 @@ def told(flow: Flow, whole: list[float], features: torch.Tensor) -> torch.Tensor
     """What the flow makes of a random picture if the whole view goes like this."""
     with torch.no_grad():
         flow.whole.bias.copy_(torch.tensor(whole) / STRIDE)
-        return flow(features, torch.rand(len(features), 3, 16, 16, generator=torch.Generator().manual_seed(0)))[0]
+        return flow(features, picture(len(features)))[0]
+
+
+def picture(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def test_nothing_told_is_the_picture_itself_and_shifts_are_pixels_down_and_right():
-    flow, features = Flow(FREE, 4, (2, 2), (16, 16)), torch.zeros(2, 4, 2, 2)
+    flow, features = Flow(4, (2, 2), (16, 16)), torch.zeros(2, 4, 2, 2)
 
-    picture = told(flow, [0.0] * 6, features)
+    still = told(flow, [0.0] * 6, features)
     shifted = told(flow, [2.0, -1.0, 0, 0, 0, 0], features)
 
-    assert torch.allclose(picture, torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), atol=1e-5)
-    assert torch.allclose(shifted[..., 2:, :-1], picture[..., :-2, 1:], atol=1e-4)
-    assert torch.allclose(shifted[..., 0, :-1], picture[..., 0, 1:], atol=1e-4)  # the edge is drawn out
+    assert torch.allclose(still, picture(2), atol=1e-5)
+    assert torch.allclose(shifted[..., 2:, :-1], still[..., :-2, 1:], atol=1e-4)
+    assert torch.allclose(shifted[..., 0, :-1], still[..., 0, 1:], atol=1e-4)  # the edge is drawn out
 
 
 def test_a_quarter_turn_is_exact():
     """A point (y, x) from the middle comes from (-x, y), so it moves by (y + x, x - y); 1 is half of 15 pixels."""
-    flow, features = Flow(FREE, 4, (2, 2), (16, 16)), torch.zeros(1, 4, 2, 2)
+    flow, features = Flow(4, (2, 2), (16, 16)), torch.zeros(1, 4, 2, 2)
 
-    picture = told(flow, [0.0] * 6, features)
     turned = told(flow, [0, 0, 7.5, -7.5, 7.5, 7.5], features)
 
-    assert torch.allclose(turned, picture.rot90(-1, dims=(2, 3)), atol=1e-4)
+    assert torch.allclose(turned, picture(1).rot90(-1, dims=(2, 3)), atol=1e-4)
+
+
+def turning(aspect: float = 1.0) -> Turn:
+    turn = Turn((16, 16), action_dim=2)
+    with torch.no_grad():
+        turn.aspect.fill_(math.log(aspect))
+    return turn
 
 
 def test_a_flat_world_turns_and_shifts_as_a_whole():
-    flow, features = Flow(RIGID, 4, (2, 2), (16, 16)), torch.zeros(1, 4, 2, 2)
+    shifted, inside, _ = turning().move(picture(1), None, torch.tensor([[2.0, -1.0, 0]]))
+    turned, all_inside, _ = turning().move(picture(1), None, torch.tensor([[0, 0, math.pi / 2]]))
 
-    picture = told(flow, [0.0] * 3, features)
-    shifted = told(flow, [2.0, -1.0, 0], features)
-    turned = told(flow, [0, 0, math.pi / 2 * STRIDE / TURN], features)
-
-    assert torch.allclose(shifted[..., 2:, :-1], picture[..., :-2, 1:], atol=1e-4)
-    assert torch.allclose(turned, picture.rot90(1, dims=(2, 3)), atol=1e-4)
+    assert torch.allclose(shifted[..., 2:, :-1], picture(1)[..., :-2, 1:], atol=1e-4)
+    assert inside[0, 0, 2:, :-1].all() and not inside[0, 0, :2].any() and not inside[0, 0, :, -1].any()
+    assert torch.allclose(turned, picture(1).rot90(1, dims=(2, 3)), atol=1e-4)
+    assert all_inside[0, 0, 1:-1, 1:-1].all()
 
 
 def test_a_length_that_takes_half_as_many_rows_as_columns_is_turned_as_such():
-    flow, features = Flow(RIGID, 4, (2, 2), (16, 16)), torch.zeros(1, 4, 2, 2)
     right = (torch.arange(16.0) - 7.5).expand(16, 16)
-    with torch.no_grad():
-        flow.aspect.fill_(math.log(0.5))
-        flow.whole.bias.copy_(torch.tensor([0, 0, math.pi / 2 / TURN]))
 
-        rights, downs = flow(features, torch.stack([right, right.T, right])[None])[0][0, :2]
+    moved = turning(0.5).move(torch.stack([right, right.T, right])[None], None, torch.tensor([[0, 0, math.pi / 2]]))
+    rights, downs = moved[0][0, :2]
 
     assert torch.allclose(rights, -2 * right.T.clamp(-3.75, 3.75), atol=1e-4)
     assert torch.allclose(downs, right / 2, atol=1e-4)
 
 
+def test_what_lies_above_comes_into_view_and_what_was_not_seen_there_does_not():
+    whole = torch.rand(1, 3, 20, 16, generator=torch.Generator().manual_seed(1))
+    above = torch.cat([whole[:, :, :4], torch.ones(1, 1, 4, 16)], 1)
+    above[..., :8] = 0  # nothing is known of the left half
+
+    moved, inside, rest = turning().move(whole[:, :, 4:], above, torch.tensor([[3.0, 0, 0]]))
+
+    assert torch.allclose(moved[..., 8:], whole[:, :, 1:17, 8:], atol=1e-5) and inside[..., 8:].all()
+    assert torch.allclose(moved[:, :, 3:, :8], whole[:, :, 4:17, :8], atol=1e-5)
+    assert inside[:, :, 3:, :8].all() and not inside[:, :, :3, :8].any()
+    assert torch.allclose(rest[0, :3, 3, 8:], whole[0, :, 0, 8:], atol=1e-5)
+    assert rest[0, 3].sum() == 8 and rest[0, 3, 3, 8:].all()
+
+
+def test_what_was_seen_overrules_what_is_estimated_and_is_kept():
+    turn = turning()
+    kept = torch.cat([torch.tensor([[1.0, 2.0, 0.1]] * 2), torch.zeros(2, CARRY)], 1)
+    seen = Sighting(torch.tensor([[3.0, 0, 0], [5.0, 5.0, 1.0]]), torch.tensor([True, False]))
+
+    flowed = turn(picture(2), None, torch.zeros(2, 2), kept, seen)
+
+    assert torch.allclose(flowed.motion, kept[:, :3])  # at first it goes on as it went
+    assert torch.allclose(flowed.kept[:, :3], torch.tensor([[3.0, 0, 0], [1.0, 2.0, 0.1]]))
+    assert torch.equal(flowed.picture[:1], turn.move(picture(1), None, seen.motion[:1])[0])
+
+
 def test_between_grid_points_the_field_is_linear():
-    flow = Flow(FREE, 1, (2, 2), (16, 16))
+    flow = Flow(1, (2, 2), (16, 16))
     with torch.no_grad():
         flow.out.weight.copy_(torch.tensor([0.0, 1.0])[:, None, None, None])
     stretch = torch.tensor([[[[0.0, 5.0], [0.0, 5.0]]]]) / STRIDE  # the right edge goes right by five pixels
     ramp = torch.arange(16.0).expand(1, 3, 16, 16)
 
     with torch.no_grad():
-        stretched, inside = flow(stretch, ramp)
-        _, in_sight = flow(stretch + 5 / STRIDE, ramp)  # x comes from 2/3 x - 5
+        stretched, inside, _ = flow(stretch, ramp)
+        _, in_sight, _ = flow(stretch + 5 / STRIDE, ramp)  # x comes from 2/3 x - 5
 
     assert torch.allclose(stretched[0, 0, 7], torch.arange(16.0) * (1 - 5 / 15), atol=1e-4)
     assert inside.all() and in_sight[0, 0, 7].tolist() == [0.0] * 8 + [1.0] * 8
+
+
+def test_a_field_is_found_between_pictures_and_believed_where_it_explains_them():
+    """A landscape that is seen from two pixels further up and grows to the right."""
+    flow = Flow(1, (4, 4), (32, 32))
+    at = torch.linspace(-1, 1, 4)
+    field = torch.stack([torch.full((4, 4), 2.0), 1.5 * (1 + at).expand(4, 4)])[None].flatten(1)
+    smooth = F.interpolate(
+        torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)), (32, 32), mode="bicubic"
+    )
+    after, inside = flow.move(smooth, field)
+    other = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    seen = sight_field(flow, torch.cat([smooth, smooth]), torch.cat([after, other]))
+
+    off = (flow.move(smooth, seen.motion[:1])[0] - after).abs()
+    assert (off * inside).mean() < 0.3 * ((smooth - after).abs() * inside).mean()
+    assert seen.sure.tolist() == [True, False]
+
+
+def test_a_field_that_was_seen_overrules_what_is_estimated():
+    flow, features = Flow(4, (2, 2), (16, 16)), torch.zeros(2, 4, 2, 2)
+    seen = Sighting(torch.tensor([2.0, 2, 2, 2, 0, 0, 0, 0]).expand(2, 8), torch.tensor([True, False]))
+
+    moved, _, field = flow(features, picture(2), seen)
+
+    assert torch.allclose(moved[0, :, 2:], picture(2)[0, :, :-2], atol=1e-4)
+    assert torch.allclose(moved[1], picture(2)[1], atol=1e-5) and not field.any()
 
 
 def test_the_error_is_felt_on_every_scale():
@@ -112,14 +176,53 @@ def test_a_view_that_turns_as_it_is_told_is_learned(tiny_config, tiny_spec):
     optimiser = torch.optim.AdamW(trained_parameters(model, stage), lr=3e-3)
     for _ in range(200):
         optimiser.zero_grad()
-        flow_unroll(model, play(16), 1).backward()
+        sum(flow_unroll(model, play(16), 1).values()).backward()
         optimiser.step()
 
     batch = play(64)
     with torch.no_grad():
-        learned = flow_unroll(model, batch, 1).item()
+        learned = flow_unroll(model, batch, 1)["flow"].item()
     copied = flow_error(batch.pixels[:, :-1].flatten(0, 1), batch.pixels[:, 1:].flatten(0, 1)).mean().item()
     assert learned < 0.4 * copied
+
+
+def test_distances_count_turns_at_the_edge_of_the_view():
+    """Off by 0.3 pixels and by 0.02 radians, which are 0.15 pixels 7.5 from the middle: 0.3 - 0.1 and 0.15^2 / 0.4."""
+    seen = Sighting(torch.tensor([[0.3, 0, 0.02]] * 2), torch.tensor([True, False]))
+
+    assert flow_distance(turning(), torch.zeros(2, 3), seen).tolist() == pytest.approx([(0.2 + 0.05625) / 3, 0])
+
+
+def test_a_turn_that_builds_up_is_learned_without_what_is_seen(tiny_config, tiny_spec):
+    """Left or right turns the view a little faster, as a steering wheel does; the view goes down ever faster."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WorldModel(tiny_config.override({"camera.max_motion": 0, "motion.flow": 2}), tiny_spec)
+    random, steps = torch.Generator().manual_seed(1), 12
+
+    def play(count: int) -> Batch:
+        actions = torch.randint(0, 3, (count, steps), generator=random)
+        turns = 0.02 * (actions - 1).cumsum(1)
+        motion = torch.stack([0.1 * torch.arange(steps).expand_as(turns), turns * 0, turns, turns * 0 + 1], 2)
+        nothing = torch.zeros(count, steps)
+        pixels = torch.zeros(count, steps + 1, 3, 16, 16)
+        return Batch(pixels, actions[..., None], nothing[..., None].long(), nothing, nothing + 1, motion)
+
+    def error(batch: Batch, replay: Replay) -> torch.Tensor:
+        return turn_errors(model, batch, 4, replay, random)["motion"]
+
+    stage = Stage(name="x", trains="flow", steps=1, learning_rate=1e-3)
+    optimiser = torch.optim.AdamW(trained_parameters(model, stage), lr=1e-2)
+    held_out, replay = play(256), Replay(64)
+    before = error(held_out, Replay(1)).item()
+    for _ in range(120):
+        optimiser.zero_grad()
+        error(play(16), replay).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+    with torch.no_grad():
+        assert error(held_out, Replay(1)).item() < 0.2 * before
 
 
 def test_the_flow_is_a_source_that_the_masks_choose_and_it_learns_in_a_stage_of_its_own(tiny_config, tiny_spec):

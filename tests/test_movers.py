@@ -11,8 +11,9 @@ from lwm_env.movers import CARRY, HABIT, Movers, Places, likeliest
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
-from lwm_training.mover_loss import FEW, SHARING, Replay, movers_errors, shifts_to_take, spread, what_moves
+from lwm_training.mover_loss import FEW, SHARING, movers_errors, shifts_to_take, spread, what_moves
 from lwm_training.recipe import Stage, load_recipe
+from lwm_training.replay import Replay
 from lwm_training.stages import check_recipe, trained_parameters
 
 

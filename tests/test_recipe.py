@@ -104,6 +104,7 @@ def test_recipe_has_every_value_of_the_file(path):
         ("options = { num_threads = 2,", "options = { num_threads = [2],", "world.real.options.num_threads: got [2], "),
         ('preset = "nano"', 'preset = "nono"', "model.preset: got \"nono\", expected 'pico', 'nano'"),
         ('kind = "stream"', 'kind = "store"', "expected a path with kind = \"store\""),
+        ('kind = "stream"', 'kind = "store"\npath = "x"\nprompt_policy = "random"', "expected no prompt_policy"),
         ("num_envs = 32", 'path = "x.h5"', "expected no path with kind = \"stream\""),
         ("steps = 500", "steps = 500\nminutes = 1", "expected either steps or minutes, not both"),
         ("steps = 500", "", "expected either steps or minutes, not both"),

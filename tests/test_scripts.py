@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 
 from lwm_env import opponents
-from lwm_env.errors import ConfigMismatch
+from lwm_env.errors import ConfigMismatch, InvalidInput
 from lwm_env.scripts import Seats, load_script
 from lwm_env.spec import DiscreteActions, RealSource, WorldSpec
 from lwm_training.policies import Players, parse_policy
@@ -89,6 +89,18 @@ def test_a_scripted_policy_follows_for_a_share_of_the_time_that_differs_between_
     assert (actions == again).all()
     assert (follows[..., 0] != follows[..., 1]).mean() > 0.5
     assert follows.min() < 0.1 and follows.max() > 0.85 and 0.5 < follows.mean() < 0.75  # the mean skill is 0.65
+
+
+def test_a_scripted_policy_may_follow_for_a_given_share(pong):
+    frames = np.stack([picture(20, 40, 30)] * 50)
+    players = Players(action_space=spaces.Discrete(4), num_envs=50, num_players=2, script=load_script(pong))
+    always, half = (parse_policy(text, players) for text in ("script:1:1", "script:1:0.5"))
+    new = np.ones(50, bool)
+
+    assert (always.act(frames, new) == UP).all()
+    assert 0.4 < np.mean([half.act(frames, new) == UP for _ in range(20)]) < 0.85  # other actions may be UP too
+    with pytest.raises(InvalidInput, match=r"in \[0, 1\], got \(2\.0,\)"):
+        parse_policy("script:0.5:2", players)
 
 
 def test_the_script_is_a_bot_of_its_world_and_comes_first(pong):

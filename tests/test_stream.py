@@ -74,7 +74,7 @@ def assert_equal(one: Clips, other: Clips) -> None:
 
 
 def test_sightings_that_come_along_are_those_of_the_frames(spec, drawn):
-    sighted = Stream(spec, DATA, seed=1).clips(5, 200, 8, 2, sighted=True)
+    sighted = Stream(spec, DATA, seed=1).clips(5, 200, 8, 2, sight=sight)
 
     pixels = to_pixels(torch.from_numpy(sighted.observations))
     motion, sure = sight(pixels[:, 3], pixels[:, 4])
@@ -186,6 +186,15 @@ def test_prompts_are_stretches_of_one_episode_in_which_nothing_ends(spec):
     assert len(prompts.frames) == NUM_PROMPTS and prompts.actions.shape == (NUM_PROMPTS, LENGTH - 1, 1)
     assert (seen[..., 0].diff(dim=1) == 1).all() and (seen[..., 1] == seen[:, :1, 1]).all()
     assert (seen[:, 1:, 2] == prompts.actions[..., 0]).all()
+
+
+def test_others_may_play_the_prompts(spec):
+    held = DATA.model_copy(update={"prompt_policy": "sticky:0.01"})
+
+    prompts = prompt_bank(spec, held, seed=0)
+
+    assert torch.equal(prompts.actions, prompt_bank(spec, DATA.model_copy(update={"policy": "sticky:0.01"}), 0).actions)
+    assert not torch.equal(prompts.actions, prompt_bank(spec, DATA, seed=0).actions)
 
 
 def test_a_game_whose_play_always_ends_has_no_prompts(drawn):

@@ -9,20 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lwm_env.above import Above, aside, upright
 from lwm_env.ahead import Ahead
 from lwm_env.registration import Sighting
+from lwm_env.turning import affine, inverse, places, sample, sources, then
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, sightings
 from lwm_training.picture_loss import picture_error
 
 STARTS = 4  # tried in each clip
 COLOURS = 4  # bins of each colour's brightness
+SHOWN = 0.5  # share of the rows above a view that must come into view to learn from them
 PARTLY = 0.2  # share of the strips of which some rows were seen already, and of those of which a column was
 
 
 class Strips(NamedTuple):
-    """crop (N, 4, H, R + S) as `Ahead.crop` gives them, strip (N, 3, H, S), which of its rows were in view, bool
-    (N, 1, H, 1), and whether it is at the left edge, bool (N,)."""
+    """crop (N, 4, H, R + S) as `Ahead.crop` gives them, strip (N, 3, H, S), which of its rows, or pixels, were in view,
+    bool (N, 1, H, 1 or S), and whether it is at the left edge, bool (N,)."""
 
     crop: Tensor
     strip: Tensor
@@ -66,6 +69,43 @@ def find_strips(ahead: Ahead, batch: Batch, seen: Sighting, generator: torch.Gen
     return Strips(crop, strip, visible, left)
 
 
+def find_rows(model: WorldModel, batch: Batch, seen: Sighting, generator: torch.Generator) -> Strips:
+    """Of random pictures the rows above the view, as the later picture shows them that has most of them; none where
+    that is less than `SHOWN` of them, the view was lost, or the episode ended before."""
+    above, turn, pixels = model.ahead, model.motion.flow, batch.pixels
+    clips, length, device = len(pixels), pixels.shape[1], pixels.device
+    before = _all_before(affine(seen.motion, turn.aspect.detach().exp()))  # (B, T + 1, 2, 3)
+    lost = F.pad((~seen.sure | (batch.valid == 0)).long().cumsum(1), (1, 0))
+    start = torch.randint(length - 1, (clips, STARTS), generator=generator).to(device)
+    clip = torch.arange(clips, device=device)[:, None].expand_as(start)
+    rows = turn.rows_at[:1] + torch.arange(-above.config.width, 0, device=device)
+    where = places(rows, turn.columns_at)
+    maps = then(inverse(before)[clip], before[clip, start][:, :, None])  # of places at the start to those of each frame
+    gone = sources(maps.flatten(0, 2), where).unflatten(0, maps.shape[:3])  # (B, STARTS, T + 1, S, W, 2)
+    inside = (gone.abs() <= gone.new_tensor(turn.middle)).all(5)
+    later = torch.arange(length, device=device) > start[..., None]
+    share = inside.float().mean((3, 4)) * (later & (lost[clip, start][..., None] == lost[clip]))
+    most, end = share.max(2)
+    good = most >= SHOWN
+    clip, start, end = clip[good], start[good], end[good]
+    number = torch.arange(len(clip), device=device)
+    visible = aside(inside[good][number, end][:, None])
+    strip = aside(sample(pixels[clip, end], gone[good][number, end], turn.middle)) * visible
+    near = torch.randint(-above.config.width // 2, above.config.width // 2, (len(clip), 1, 1, 1), generator=generator)
+    known = (torch.arange(above.config.width, device=device) < near.to(device)) & visible
+    lying = torch.cat([strip * known, known.to(strip.dtype)], 1)
+    left = torch.zeros(len(clip), dtype=torch.bool, device=device)
+    return Strips(above.crop(upright(lying), pixels[clip, start]), strip, visible, left)
+
+
+def _all_before(steps: Tensor) -> Tensor:
+    """Maps of T steps (B, T, 2, 3) -> those from each of T + 1 frames to the first."""
+    maps = [torch.eye(2, 3, device=steps.device).expand_as(steps[:, 0])]
+    for step in steps.unbind(1):
+        maps.append(then(maps[-1], step))
+    return torch.stack(maps, 1)
+
+
 def _known(visible: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """What of the strips was seen before: nothing, a column, or the rows on one side of some height. (N, 1, H, S)."""
     count, height = len(visible), visible.shape[2]
@@ -94,7 +134,11 @@ def rarity(strips: Tensor, visible: Tensor) -> Tensor:
 def ahead_errors(model: WorldModel, batch: Batch, generator: torch.Generator, edges: float) -> dict[str, Tensor]:
     """`strip`: how wrong strips are that are drawn from their own codes; `code`: how unlikely the prior finds these."""
     ahead = model.ahead
-    found = find_strips(ahead, batch, sightings(model, batch), generator)
+    seen = sightings(model, batch)
+    if isinstance(ahead, Above):
+        found = find_rows(model, batch, seen, generator)
+    else:
+        found = find_strips(ahead, batch, seen, generator)
     if not len(found.left):
         nothing = sum(parameter.sum() for parameter in ahead.parameters()) * 0
         return {"strip": nothing, "code": nothing}

@@ -3,12 +3,15 @@
 Shapes: B clips, T steps, P players.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lwm_env.belief import Belief
+from lwm_env.flow import Flow
 from lwm_env.registration import Sighting
 from lwm_env.tokenizer import to_pixels
 from lwm_env.world_model import WorldModel
@@ -53,11 +56,20 @@ def mean_valid(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def sightings(model: WorldModel, batch: Batch) -> Sighting:
-    """The real camera's motion of every step: motion (B, T, 2), sure (B, T)."""
+    """The real camera's motion of every step: motion (B, T, 2), of a flow (B, T, motion_dim), and sure (B, T)."""
     if batch.sightings is not None:
-        return Sighting(batch.sightings[..., :2], batch.sightings[..., 2] > 0)
+        return Sighting(batch.sightings[..., :-1], batch.sightings[..., -1] > 0)
     before, after = (batch.pixels[:, part].flatten(0, 1) for part in (slice(None, -1), slice(1, None)))
-    return Sighting(*(part.unflatten(0, batch.valid.shape) for part in model.sight(before, after)))
+    return Sighting(*(part.unflatten(0, batch.valid.shape) for part in sight_of(model)(before, after)))
+
+
+def sight_of(model: WorldModel) -> Callable[[Tensor, Tensor], Sighting]:
+    """What finds how the camera went between real pictures (B, 3, H, W)."""
+    if isinstance(model.motion.flow, Flow):
+        from lwm_training.optical_flow import sight_field  # needs OpenCV
+
+        return partial(sight_field, model.motion.flow)
+    return model.sight
 
 
 def at(seen: Sighting, t: int) -> Sighting:

@@ -17,7 +17,7 @@ from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
 from lwm_training.camera_loss import LOST, camera_errors
-from lwm_training.flow_loss import flow_error
+from lwm_training.flow_loss import flow_distance, flow_error
 from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, picture_error
 
 if TYPE_CHECKING:
@@ -75,10 +75,16 @@ def total_error(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:
     return torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
 
 
-def moved_by(belief: Belief, proposal: Proposal) -> Tensor:
-    """The whole pixels (B, 2) by which a proposal has moved the canvas: estimate and correction, less what is left."""
+def moved_by(model: WorldModel, belief: Belief, proposal: Proposal) -> Sighting:
+    """The whole pixels (B, 2) by which a proposal has moved the canvas: estimate and correction, less what is left; of
+    a flow how it goes (B, motion_dim)."""
+    sure = torch.ones_like(belief.offset[:, 0], dtype=torch.bool)
+    if model.turns:
+        return Sighting(model.motion.last_turn(proposal.memory).detach(), sure)
+    if model.flows:
+        return Sighting(proposal.estimate.detach(), sure)
     estimate, correction = proposal.motion.detach().chunk(2, dim=1)
-    return (belief.offset + estimate + correction - proposal.offset).detach().round()
+    return Sighting((belief.offset + estimate + correction - proposal.offset).detach().round(), sure)
 
 
 def guidance(
@@ -183,9 +189,12 @@ def unroll_errors(
         camera, movers = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided)
         proposal = model.propose(belief, batch.actions[:, t], camera, movers)
         followed = followed & (sighting.sure | guided)
-        errors = camera_errors(proposal.estimate, belief.offset + astray, sighting, followed)
-        whole = (belief.offset + proposal.estimate - proposal.offset).detach()
-        astray = astray + torch.where((sighting.sure & ~guided)[:, None], whole - sighting.motion.round(), 0)
+        if model.flows:
+            errors = {"motion": flow_distance(model.motion.flow, proposal.estimate, sighting)}
+        else:
+            errors = camera_errors(proposal.estimate, belief.offset + astray, sighting, followed)
+            whole = (belief.offset + proposal.estimate - proposal.offset).detach()
+            astray = astray + torch.where((sighting.sure & ~guided)[:, None], whole - sighting.motion.round(), 0)
         from_truth = chosen_with(weights.true_tokens)
         strayed = torch.where(parted, LOST, astray.abs().amax(1))
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, strayed)
@@ -194,7 +203,7 @@ def unroll_errors(
             parted = parted | (dreams & elsewhere(drawn.picture.detach(), batch.pixels[:, t + 1]))
         picture = torch.where(dreams[:, None, None, None], drawn.picture.clamp(-1, 1), batch.pixels[:, t + 1])
         if teaching is not None:
-            told = teaching.tell(taught, batch.actions[:, t], moved_by(belief, proposal))
+            told = teaching.tell(taught, batch.actions[:, t], moved_by(model, belief, proposal))
             errors = teaching.step_errors(model, told, proposal, drawn, picture, weights.edges)
             losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in errors.items()}
             taught = teaching.follow(taught, told, picture)

@@ -5,7 +5,6 @@ Masks alone teach them slowly: a copy that is a pixel off is not chosen, and a c
 Shapes: B clips of T + 1 frames of H x W pixels, in [-1, 1]; M movers, K context frames.
 """
 
-from collections import deque
 from typing import NamedTuple
 
 import torch
@@ -16,10 +15,11 @@ from lwm_env.movers import CARRY, SEEN, Movers, Places
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, last_frames
 from lwm_training.picture_loss import CHANGED
+from lwm_training.replay import Replay
 
 SHARING = 0.1  # squared reaches of distance by which another mover owns a pixel e times as well
 SPARSE = 3  # of so many frames one is looked at for where the movers stand
-FEW, MANY = 256, 4096  # batches remembered while movers learn where they stand, and while they know
+FEW, MANY = 64, 1024  # batches of a length remembered while movers learn where they stand, and while they know
 
 
 def spread(movers: Movers, places: Tensor, weights: Tensor) -> Tensor:
@@ -59,24 +59,6 @@ class Courses(NamedTuple):
     found: Places
     known: Tensor
     valid: Tensor
-
-
-class Replay:
-    """Batches of courses that were seen lately, to learn from many times: what costs is to find the movers, not to tell
-    where they go. Places that were found by younger weights stay as they are until newer batches replace them."""
-
-    def __init__(self, size: int) -> None:
-        self._seen: deque[Courses] = deque(maxlen=size)
-
-    def mix(self, courses: Courses, generator: torch.Generator, others: int = 7) -> Courses:
-        """Remember a batch, and return it with some others of clips that are as long."""
-        alike = [old for old in self._seen if old.valid.shape[1] == courses.valid.shape[1]]
-        chosen = [alike[k] for k in torch.randperm(len(alike), generator=generator)[:others]]
-        self._seen.append(courses)
-        batches = [courses, *chosen]
-        places, amounts = (torch.cat(parts) for parts in zip(*(batch.found for batch in batches), strict=True))
-        known, valid = (torch.cat(parts) for parts in zip(*((b.known, b.valid) for b in batches), strict=True))
-        return Courses(Places(places, amounts), known, valid)
 
 
 def course_error(movers: Movers, courses: Courses, past: int, context: int, generator: torch.Generator) -> Tensor:

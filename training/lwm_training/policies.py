@@ -17,7 +17,7 @@ from lwm_env.scripts import Script, load_script
 from lwm_env.spec import ContinuousActions, DiscreteActions, WorldSpec
 
 _FORMS = (
-    '"random", "sticky:0.15", "sticky:0.15:1,2,4", "script:0.15", "sb3:path.zip", "sb3:dqn:path.zip", '
+    '"random", "sticky:0.15", "sticky:0.15:1,2,4", "script:0.15:1", "sb3:path.zip", "sb3:dqn:path.zip", '
     '"mix:0.7*sticky+0.3*random"'
 )
 _SKILLS = (0.0, 0.5, 0.8, 0.95, 1.0)  # share of the time that a scripted player follows its script
@@ -65,9 +65,10 @@ def parse_policy(text: str, players: Players) -> Policy:
     Args:
         text: `random`; `sticky[:PROBABILITY[:WEIGHTS]]`, which holds an action and draws another with that probability
             a step (0.15), by those weights (a continuous action takes a small random step instead, and jumps with
-            that probability); `script[:PROBABILITY]`, which draws whether to hold a random action or to follow the
-            world's script, with a share for each player and episode; `sb3:[ALGORITHM:]PATH`, an SB3 checkpoint, to be
-            trusted since loading it runs its pickles; `mix:SHARE*POLICY+SHARE*POLICY`, one of them for each episode.
+            that probability); `script[:PROBABILITY[:SKILL]]`, which draws whether to hold a random action or to
+            follow the world's script, with a share for each player and episode, or with this one;
+            `sb3:[ALGORITHM:]PATH`, an SB3 checkpoint, to be trusted since loading it runs its pickles;
+            `mix:SHARE*POLICY+SHARE*POLICY`, one of them for each episode.
 
     Raises:
         InvalidInput: no such text, a probability or weights out of range.
@@ -82,7 +83,9 @@ def parse_policy(text: str, players: Players) -> Policy:
         drawn = [_number(weight, text) for weight in weights.split(",")] if weights else players.weights
         return Sticky(replace(players, weights=drawn), _number(probability or "0.15", text))
     if kind == "script":
-        return Scripted(players, _number(rest or "0.15", text))
+        probability, _, skill = rest.partition(":")
+        skills = (_number(skill, text),) if skill else _SKILLS
+        return Scripted(players, _number(probability or "0.15", text), skills)
     if kind == "sb3" and rest:
         algorithm, colon, path = rest.partition(":")
         known = bool(colon) and algorithm.lower() in ("ppo", "a2c", "dqn", "sac", "td3", "ddpg")
@@ -146,10 +149,12 @@ class Scripted:
     """Now follows the world's script, now holds an action; how much of either is drawn for each player and episode, so
     that good play meets bad."""
 
-    def __init__(self, players: Players, probability: float) -> None:
+    def __init__(self, players: Players, probability: float, skills: Sequence[float]) -> None:
         if players.script is None:
             raise ConfigMismatch("This game has no script: name another policy, or give the world's spec a `script`.")
-        self._script, self._probability = players.script, probability
+        if not all(0 <= skill <= 1 for skill in skills):
+            raise InvalidInput(f"The share of the time that a script is followed must be in [0, 1], got {skills}.")
+        self._script, self._probability, self._skills = players.script, probability, skills
         self._held = Sticky(players, probability)
         self._random = np.random.default_rng([7, *np.atleast_1d(players.seed)])
         self._shape = (players.num_envs, players.num_players)
@@ -164,7 +169,7 @@ class Scripted:
         return np.where(self._following.reshape(*self._shape, *[1] * (held.ndim - 2)), scripted, held)
 
     def _draw_skill(self) -> np.ndarray:
-        return self._random.choice(_SKILLS, self._shape)
+        return self._random.choice(self._skills, self._shape)
 
 
 class Mixture:

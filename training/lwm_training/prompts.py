@@ -15,6 +15,7 @@ NUM_PROMPTS, LENGTH = 48, 5
 
 def prompt_bank(spec: WorldSpec, data: Data, seed: int) -> Prompts:
     """Real starts that do not end within their frames: uint8 (Q, T, H, W, 3) and actions (Q, T - 1, P[, A])."""
+    data = data.model_copy(update={"policy": data.prompt_policy or data.policy})
     clips = open_data(spec, data, seed + 1).clips(0, 4 * NUM_PROMPTS, LENGTH - 1, LENGTH - 1)
     return choose(clips)
 

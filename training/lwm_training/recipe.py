@@ -39,6 +39,7 @@ class Data(_Strict):
     path: Text | None = None  # of the store, relative to the working directory
     num_envs: Positive = 64
     policy: Text = "sticky"
+    prompt_policy: Text | None = None  # who plays what the prompt bank is chosen from, if not `policy`
     shard_steps: Positive = 256  # steps that every env plays for one shard
     event_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of a stream's clips, drawn where a reward or an end is
 
@@ -48,6 +49,8 @@ class Data(_Strict):
             raise ValueError('a path with kind = "store": the file that `lwm collect` wrote')
         if self.kind == "stream" and self.path is not None:
             raise ValueError('no path with kind = "stream", which reads none; or kind = "store"')
+        if self.kind == "store" and self.prompt_policy is not None:
+            raise ValueError('no prompt_policy with kind = "store", whose play is given; or kind = "stream"')
         return self
 
 

@@ -12,11 +12,13 @@ from lwm_env.world_model import WorldModel
 from lwm_training.ahead_loss import ahead_errors
 from lwm_training.batch import as_batch, sightings
 from lwm_training.camera_loss import camera_unroll
-from lwm_training.flow_loss import flow_parts, flow_unroll
+from lwm_training.flow_loss import flow_parts, flow_unroll, turn_errors
 from lwm_training.loss import LossWeights, unroll_errors
-from lwm_training.mover_loss import FEW, MANY, Replay, movers_errors
+from lwm_training.mover_loss import FEW, MANY, movers_errors
 from lwm_training.picture_loss import codec_error, end_error
+from lwm_training.policies import Players, parse_policy
 from lwm_training.recipe import Recipe, Stage
+from lwm_training.replay import Replay
 from lwm_training.teacher import Teaching
 
 DECAY_FROM = 0.5  # share of a stage after which the learning rate falls, to FLOOR of itself
@@ -29,7 +31,7 @@ class Objective(nn.Module):
     def __init__(self, model: WorldModel, stage: Stage, weights: LossWeights, teaching: Teaching | None = None) -> None:
         super().__init__()
         self.model, self.stage, self.weights, self.teaching = model, stage, weights, teaching
-        self.replay = Replay(FEW if weights.spots else MANY)
+        self.replay = Replay(FEW if stage.trains == "movers" and weights.spots else MANY)
         if teaching is not None:
             teaching.compare_tokens(model)
 
@@ -42,7 +44,9 @@ class Objective(nn.Module):
             motion = seen.motion * seen.sure[..., None]
             return movers_errors(self.model, batch, motion, context, self.replay, generator, self.weights.spots > 0)
         if self.stage.trains == "flow":
-            return {"flow": flow_unroll(self.model, batch, context)}
+            if self.model.turns:
+                return turn_errors(self.model, batch, context, self.replay, generator)
+            return flow_unroll(self.model, batch, context)
         if self.stage.trains == "ahead":
             return ahead_errors(self.model, batch, generator, self.weights.edges)
         losses: dict[str, Tensor] = {}
@@ -79,6 +83,8 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
             model.ahead.requires_grad_(False)
         if model.motion.movers is not None:
             model.motion.movers.requires_grad_(False)
+        if model.turns:
+            model.motion.flow.requires_grad_(False)
     adapters = [] if teaching is None else list(teaching.parameters())
     return [*(parameter for parameter in model.parameters() if parameter.requires_grad), *adapters]
 
@@ -100,6 +106,8 @@ def check_recipe(recipe: Recipe, num_processes: int) -> None:
             f"batch_size is {smallest}, but {num_processes} processes share a batch. "
             f"Set it to {num_processes} or more, or start fewer processes."
         )
+    if recipe.data.prompt_policy is not None:
+        parse_policy(recipe.data.prompt_policy, Players.of(recipe.world, recipe.data.num_envs, recipe.train.seed))
     for stage in recipe.train.stages:
         LossWeights.from_recipe(stage.loss)
         _check_taught(recipe, stage)

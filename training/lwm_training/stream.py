@@ -6,14 +6,15 @@ its rank tells, plays games of its own.
 """
 
 import os
-from functools import cached_property
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lwm_env.errors import ConfigMismatch
-from lwm_env.registration import sight
+from lwm_env.registration import Sighting
 from lwm_env.spec import WorldSpec
 from lwm_env.tokenizer import to_pixels
 from lwm_training.clips import Clips, nearest_rewards
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lwm_training.episodes import EpisodeStore
 
 STEPS_PER_SHARD = 200
+Sight = Callable[[Tensor, Tensor], Sighting]  # of pictures (B, 3, H, W) before and after
 
 
 class Shard:
@@ -53,16 +55,18 @@ class Shard:
         self.eventful = rewarded.any(-1) | self.terminations  # bool (N, T)
         episode = np.stack(restarts, 1).cumsum(1)
         self.episode = np.concatenate([np.zeros((data.num_envs, 1), int), episode], 1)  # of every frame
+        self._sightings: np.ndarray | None = None
 
-    @cached_property
-    def sightings(self) -> np.ndarray:
-        """Of every step, as `Clips` has them: (N, T, 3)."""
-        found = []
-        for frames in self.observations:
-            pixels = to_pixels(torch.from_numpy(frames))
-            seen = [sight(*pair) for pair in zip(pixels[:-1].split(64), pixels[1:].split(64), strict=True)]
-            found.append(torch.cat([torch.cat([motion, sure[:, None].float()], 1) for motion, sure in seen]))
-        return torch.stack(found).numpy()
+    def sightings(self, sight: Sight) -> np.ndarray:
+        """Of every step, as `Clips` has them, found once: (N, T, M + 1)."""
+        if self._sightings is None:
+            found = []
+            for frames in self.observations:
+                pixels = to_pixels(torch.from_numpy(frames))
+                seen = [sight(*pair) for pair in zip(pixels[:-1].split(64), pixels[1:].split(64), strict=True)]
+                found.append(torch.cat([torch.cat([motion, sure[:, None].float()], 1) for motion, sure in seen]))
+            self._sightings = torch.stack(found).numpy()
+        return self._sightings
 
     def clips(
         self,
@@ -71,7 +75,7 @@ class Shard:
         length: int,
         min_steps: int,
         event_share: float = 0.0,
-        sighted: bool = False,
+        sight: Sight | None = None,
     ) -> Clips:
         """`batch` stretches of `length` steps, of which the first `min_steps` stay in one episode; about `event_share`
         of them are drawn among those where a reward or an end follows these steps."""
@@ -98,7 +102,7 @@ class Shard:
             rewards=self.rewards[row, steps],
             terminations=self.terminations[row, steps],
             valid=self.episode[row, frames[:, 1:]] == self.episode[row, frames[:, :1]],
-            sightings=self.sightings[row, steps] if sighted else None,
+            sightings=None if sight is None else self.sightings(sight)[row, steps],
         )
 
 
@@ -116,11 +120,11 @@ class Stream:
         batch: int,
         length: int,
         min_steps: int = 0,
-        sighted: bool = False,
+        sight: Sight | None = None,
         event_share: float | None = None,
     ) -> Clips:
-        """The batch of a training step; `sighted` saves its sightings from being found again and again, and a share of
-        None is the recipe's."""
+        """The batch of a training step; with `sight` its sightings are found once and not again and again, and a share
+        of None is the recipe's."""
         number = step // STEPS_PER_SHARD
         if number != self._number or self._shard is None:
             seed = int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0] >> 2)
@@ -131,7 +135,7 @@ class Stream:
             length,
             min_steps,
             self.data.event_share if event_share is None else event_share,
-            sighted,
+            sight,
         )
 
 
@@ -147,10 +151,10 @@ class Stored:
         batch: int,
         length: int,
         min_steps: int = 0,
-        sighted: bool = False,
+        sight: Sight | None = None,
         event_share: float | None = None,
     ) -> Clips:
-        """The batch of a training step; what a store holds is neither sighted nor chosen."""
+        """The batch of a training step; what a store holds is neither seen before nor chosen."""
         rng = np.random.default_rng([self.seed, step, self.rank])
         return self.store.clips(rng, batch, length, max(1, min_steps))
 

@@ -90,10 +90,9 @@ class Teaching(nn.Module):
         return context_belief(self.teacher, batch, seen, context)
 
     @torch.no_grad()
-    def tell(self, belief: Belief, action: Tensor, moved_by: Tensor) -> Told:
+    def tell(self, belief: Belief, action: Tensor, moved_by: Sighting) -> Told:
         """What the teacher would draw next if its canvas moves by the student's whole pixels (B, 2)."""
-        sure = torch.ones(len(moved_by), dtype=torch.bool, device=moved_by.device)
-        proposal = self.teacher.propose(belief, action, Sighting(moved_by, sure))
+        proposal = self.teacher.propose(belief, action, moved_by)
         tokenizer = self.teacher.tokenizer
         latent = tokenizer.levels[proposal.logits.argmax(2)]
         return Told(proposal, tokenizer.decode(latent, proposal.moved).clamp(-1, 1))

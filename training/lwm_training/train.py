@@ -17,7 +17,7 @@ from lwm_env.errors import ConfigMismatch, StorageError
 from lwm_env.presets import PRESETS
 from lwm_env.world_model import WEIGHTS, WorldModel
 from lwm_training.averaging import Averaged, recompute_blocks
-from lwm_training.batch import as_batch
+from lwm_training.batch import as_batch, sight_of
 from lwm_training.checkpoint import Checkpoint, flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
 from lwm_training.guard import LossGuard, Verdict
 from lwm_training.loss import LossWeights, total_error
@@ -174,6 +174,13 @@ class Run:
         torch.distributed.broadcast(value, 0)
         return float(value)
 
+    def _seen_before(self, stage: Stage) -> bool:
+        """Whether what registration finds in a shard is kept, since it is asked for more often than there are steps."""
+        if self.model.flows:
+            return stage.trains != "tokenizer"
+        often = stage.trains in ("camera", "movers", "ahead") and self.accelerator.device.type == "cpu"
+        return often and self.model.config.camera.max_motion > 0
+
     def _step(self, stage: Stage, objective, optimizer, parameters) -> tuple[dict[str, Tensor], Verdict]:
         """One batch; each process computes its share of it."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -181,9 +188,8 @@ class Run:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + rank)
         context = 1 if stage.trains == "tokenizer" else self._context(stage, seed, step)
         batch = len(range(rank, stage.batch_size or self.recipe.train.batch_size, world))
-        sighted = stage.trains in ("camera", "movers", "ahead") and self.accelerator.device.type == "cpu"
-        sighted &= self.model.config.camera.max_motion > 0
-        clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sighted, stage.event_share)
+        sight = sight_of(self.model) if self._seen_before(stage) else None
+        clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sight, stage.event_share)
         scale = learning_rate(stage, self.progress.step, self._share(stage)) * self.guard.learning_rate_scale
         for group in optimizer.param_groups:
             group["lr"] = scale

@@ -153,11 +153,11 @@ class WorldModel(nn.Module):
         is not looked for here."""
         if self.turns:
             return self.motion.flow.sight(before, after)
-        if self.config.camera.max_motion:
-            return sight(before, after)
         if self.flows:
             dim = self.motion.flow.motion_dim
             return Sighting(before.new_zeros(len(before), dim), before.new_zeros(len(before), dtype=torch.bool))
+        if self.config.camera.max_motion:
+            return sight(before, after)
         return Sighting(before.new_zeros(len(before), 2), torch.ones_like(before[:, 0, 0, 0], dtype=torch.bool))
 
     @torch.no_grad()

@@ -1,5 +1,7 @@
 """Whatever a user does wrong, env and vector env say so by a typed error and stay as they were."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,11 @@ def pictures(length: int) -> np.ndarray:
 # -- the single env ----------------------------------------------------------------------------------------------------
 
 
+def named(value: object) -> str:
+    """As `repr`, without addresses, so that all processes that share the tests have the same names for them."""
+    return re.sub(r" at 0x\w+", "", repr(value))
+
+
 BAD_ACTIONS = [
     3, -1, 2**70, 1.0, float("nan"), True, "LEFT", None, [1], np.zeros(1, int), np.array([0, 1]), np.float32(1),
     [object()], torch.tensor([1]), [[1], [1, 2]], {}, np.uint64(2**63), 1j,
@@ -63,7 +70,7 @@ def running(endless) -> LwmEnv:
     return env
 
 
-@pytest.mark.parametrize("action", BAD_ACTIONS, ids=repr)
+@pytest.mark.parametrize("action", BAD_ACTIONS, ids=named)
 def test_bad_actions_are_refused_and_change_nothing(running, action):
     before = running.get_state()
     with pytest.raises(InvalidInput, match="from 0 to 2"):
@@ -71,7 +78,7 @@ def test_bad_actions_are_refused_and_change_nothing(running, action):
     assert running.get_state() == before
 
 
-@pytest.mark.parametrize("seed", BAD_SEEDS, ids=repr)
+@pytest.mark.parametrize("seed", BAD_SEEDS, ids=named)
 def test_bad_seeds_are_refused_and_change_nothing(running, seed):
     before = running.get_state(), running.np_random.bit_generator.state
     with pytest.raises(InvalidInput, match="integer"):
@@ -87,7 +94,7 @@ def test_bad_options_are_refused_and_change_nothing(running, options):
     assert running.get_state() == before
 
 
-@pytest.mark.parametrize("state", [b"", b"LWMS", b"x" * 100, "text", None, 3], ids=repr)
+@pytest.mark.parametrize("state", [b"", b"LWMS", b"x" * 100, "text", None, 3], ids=named)
 def test_bad_states_are_refused_and_change_nothing(running, state):
     before = running.get_state()
     with pytest.raises(CorruptFile, match="get_state"):
@@ -95,7 +102,7 @@ def test_bad_states_are_refused_and_change_nothing(running, state):
     assert running.get_state() == before
 
 
-@pytest.mark.parametrize("arguments", BAD_ARGUMENTS, ids=repr)
+@pytest.mark.parametrize("arguments", BAD_ARGUMENTS, ids=named)
 def test_bad_arguments_are_refused(endless, arguments):
     with pytest.raises(InvalidInput):
         LwmEnv(endless, **arguments)
@@ -180,7 +187,7 @@ BAD_VECTOR_ARGUMENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("actions", BAD_BATCHES, ids=repr)
+@pytest.mark.parametrize("actions", BAD_BATCHES, ids=named)
 def test_bad_batches_of_actions_are_refused_and_change_nothing(envs, actions):
     before = envs.call("get_state")
     with pytest.raises(InvalidInput, match="from 0 to 2"):
@@ -196,7 +203,7 @@ def test_bad_resets_of_a_batch_are_refused_and_change_nothing(envs, arguments):
     assert (envs.call("get_state"), envs.np_random.bit_generator.state) == before
 
 
-@pytest.mark.parametrize("arguments", BAD_VECTOR_ARGUMENTS, ids=repr)
+@pytest.mark.parametrize("arguments", BAD_VECTOR_ARGUMENTS, ids=named)
 def test_bad_arguments_of_a_batch_are_refused(endless, arguments):
     with pytest.raises(InvalidInput):
         LwmVectorEnv(endless, **arguments)

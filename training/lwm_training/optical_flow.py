@@ -21,10 +21,13 @@ SMALLEST = 32  # pixels along a side: in smaller pictures nothing is looked for
 
 @torch.no_grad()
 def sight_field(flow: Flow, before: Tensor, after: Tensor) -> Sighting:
-    """The field (B, motion_dim), and whether it explains the later picture, on the pictures' device."""
+    """The field (B, motion_dim), and whether it explains the later picture, on the pictures' device; the flow may be on
+    another one."""
+    device = before.device
+    before, after = before.to(flow.rows.device), after.to(flow.rows.device)
     if min(before.shape[-2:]) < SMALLEST:
         nothing = before.new_zeros(len(before), flow.motion_dim)
-        return Sighting(nothing, nothing[:, 0] > 0)
+        return Sighting(nothing.to(device), (nothing[:, 0] > 0).to(device))
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     grey = [to_frames(picture).float().mean(-1).to(torch.uint8).cpu().numpy() for picture in (before, after)]
     came_from = np.stack([search.calc(later, earlier, None) for earlier, later in zip(*grey, strict=True)])
@@ -34,4 +37,4 @@ def sight_field(flow: Flow, before: Tensor, after: Tensor) -> Sighting:
     copy, inside = flow.move(before, field)
     left, still = ((picture - after).abs() * inside for picture in (copy, before))
     left, still = left.mean((1, 2, 3)), still.mean((1, 2, 3))
-    return Sighting(field, (left < BETTER * still) | (left < STILL))
+    return Sighting(field.to(device), ((left < BETTER * still) | (left < STILL)).to(device))

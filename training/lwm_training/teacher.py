@@ -91,7 +91,7 @@ class Teaching(nn.Module):
 
     @torch.no_grad()
     def tell(self, belief: Belief, action: Tensor, moved_by: Sighting) -> Told:
-        """What the teacher would draw next if its canvas moves by the student's whole pixels (B, 2)."""
+        """What the teacher would draw next if it is led as the student was moved, see `loss.moved_by`."""
         proposal = self.teacher.propose(belief, action, moved_by)
         tokenizer = self.teacher.tokenizer
         latent = tokenizer.levels[proposal.logits.argmax(2)]

@@ -52,6 +52,7 @@ class Proposal(NamedTuple):
     hidden: Tensor  # (B, C, h, w)
     masks: Tensor  # as in `Composition`
     sources: Tensor
+    told: Tensor  # as in `Reading`
 
 
 class Output(NamedTuple):

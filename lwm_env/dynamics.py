@@ -65,10 +65,15 @@ class EventHead(nn.Module):
             nn.Linear(flat, config.event_dim), nn.SiLU(), nn.Linear(config.event_dim, num_players * num_rewards + 1)
         )
 
-    def forward(self, hidden: Tensor, moved_latent: Tensor, drawn_latent: Tensor) -> tuple[Tensor, Tensor]:
-        """-> reward logits (B, P, R) and end logit (B,)."""
+    def forward(
+        self, hidden: Tensor, moved_latent: Tensor, drawn_latent: Tensor, told: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """-> reward logits (B, P, R) and end logit (B,), with those added that were `told` before, (B, P R + 1) or
+        (B, 0)."""
         x = F.silu(self.enter(torch.cat([hidden, moved_latent, drawn_latent], 1)))
         logits = self.out(F.silu(self.shrink(F.pixel_unshuffle(x, 2))).flatten(1))
+        if told.shape[1]:
+            logits = logits + told
         return logits[:, :-1].unflatten(1, (self.num_players, self.num_rewards)), logits[:, -1]
 
 

@@ -4,7 +4,8 @@ shift.
 A flat world seen from above turns and shifts as a whole (`RIGID`): three numbers tell all of it, so nothing bends
 however long one dreams. They are those of the step before and what the action changes in them; where real frames are
 given, registration tells them. A world in depth has a field that is told at a coarse grid and is linear between its
-points (`FREE`; dense motion: Finn et al., 2016, arXiv:1605.07157).
+points (`FREE`; dense motion: Finn et al., 2016, arXiv:1605.07157). There every pixel is one of the last picture's, and
+how far it is from where it belongs is kept: what is interpolated again and again is gone after eight steps.
 
 Shapes: B worlds, C channels, h x w grid points, the outermost at the corners of a picture of H x W pixels, S rows above
 it that were drawn ahead.
@@ -101,11 +102,9 @@ class Turn(nn.Module):
 class Flow(nn.Module):
     """A view in depth: features on the grid to where each pixel of the next picture comes from."""
 
-    kept_dim = 0
-
     def __init__(self, dim: int, grid: tuple[int, int], frame_size: tuple[int, int]) -> None:
         super().__init__()
-        self.frame_size = frame_size
+        self.frame_size, self.kept_dim = frame_size, 2 * frame_size[0] * frame_size[1]
         self.think = nn.Sequential(nn.Linear(3 * dim, HIDDEN), nn.SiLU())
         self.whole = nn.Linear(HIDDEN, 6)
         self.out = Pointwise(dim, 2)
@@ -114,7 +113,7 @@ class Flow(nn.Module):
             nn.init.zeros_(layer.bias)
         for name, few, many in zip(("rows", "columns"), grid, frame_size, strict=True):
             self.register_buffer(name, _interpolation(few, many), persistent=False)
-            self.register_buffer(f"{name}_at", torch.linspace(-1, 1, many), persistent=False)
+            self.register_buffer(f"{name}_at", torch.arange(float(many)), persistent=False)
             self.register_buffer(f"{name}_of_grid", torch.linspace(-1, 1, few), persistent=False)
 
     @property
@@ -122,13 +121,17 @@ class Flow(nn.Module):
         """Numbers of a field: down and right in pixels, at each grid point."""
         return 2 * self.rows.shape[1] * self.columns.shape[1]
 
-    def forward(self, features: Tensor, last: Tensor, seen: Sighting | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, C, h, w) and the last picture (B, 3, H, W) -> the picture as the view now has it, which of its
-        pixels were in sight before, (B, 1, H, W), and the field as estimated, (B, motion_dim); what was `seen` of it
-        overrules it. What comes in from outside is the edge."""
+    def forward(
+        self, features: Tensor, last: Tensor, kept: Tensor, seen: Sighting | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features (B, C, h, w), the last picture (B, 3, H, W) and how far its pixels are from where they belong
+        (B, kept_dim) -> the picture as the view now has it, which of its pixels were in sight before, (B, 1, H, W), the
+        field as estimated, (B, motion_dim), and what to keep; what was `seen` of the field overrules it. What comes in
+        from outside is the edge."""
         field = self.estimate(features)
         taken = field if seen is None else torch.where(seen.sure[:, None], seen.motion, field)
-        return *self.move(last, taken), field
+        moved, apart = self.step(last, kept.view(-1, 2, *self.frame_size), taken.detach())
+        return moved, self.inside(self.source(taken)), field, apart.flatten(1)
 
     def estimate(self, features: Tensor) -> Tensor:
         """The field (B, motion_dim): the view shifts, grows and shears as a whole, and bends between grid points."""
@@ -138,16 +141,42 @@ class Flow(nn.Module):
         shift, by_row, by_column = whole[..., None, None].unflatten(1, (3, 2)).unbind(1)
         return (STRIDE * (shift + by_row * rows + by_column * columns + self.out(features))).flatten(1)
 
-    def move(self, last: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
-        """The picture and what of it was in sight, moved by a field (B, motion_dim)."""
-        height, width = self.frame_size
+    def source(self, field: Tensor) -> Tensor:
+        """Rows and columns (B, 2, H, W) of the last picture that a field (B, motion_dim) has come from."""
         field = field.view(-1, 2, self.rows.shape[1], self.columns.shape[1])
-        field = self.rows @ field @ self.columns.T  # (B, 2, H, W) pixels down and right
-        down = self.rows_at[:, None] - field[:, 0] * (2 / (height - 1))
-        right = self.columns_at - field[:, 1] * (2 / (width - 1))
-        source = torch.stack([right, down], 3)
-        inside = (source.abs().amax(3) <= 1)[:, None].to(last.dtype)
-        return F.grid_sample(last, source, padding_mode="border", align_corners=True), inside
+        down, right = (self.rows @ field @ self.columns.T).unbind(1)
+        return torch.stack([self.rows_at[:, None] - down, self.columns_at - right], 1)
+
+    def inside(self, source: Tensor) -> Tensor:
+        """Which of these places are in the picture, (B, 1, H, W)."""
+        return (source == self._held(source)).all(1, keepdim=True).to(source.dtype)
+
+    def move(self, last: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
+        """The picture and what of it was in sight, moved by a field (B, motion_dim) once, with gradients."""
+        source = self.source(field)
+        height, width = self.frame_size
+        scaled = torch.stack([source[:, 1] * 2 / (width - 1) - 1, source[:, 0] * 2 / (height - 1) - 1], 3)
+        return F.grid_sample(last, scaled, padding_mode="border", align_corners=True), self.inside(source)
+
+    def step(self, last: Tensor, apart: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
+        """The last picture (B, 3, H, W) moved by a field, each pixel that one of it which belongs nearest to where the
+        field has come from, and how far from there it belongs, (B, 2, H, W), as `apart` tells of the last picture."""
+        source = self.source(field)
+        near = self._held((source + 0.5).floor())  # halves all to the same side, so that neighbours stay neighbours
+        near = self._held((source - _taken(apart, near) + 0.5).floor())
+        return _taken(last, near), (near + _taken(apart, near) - source).clamp(-1, 1)
+
+    def _held(self, places: Tensor) -> Tensor:
+        """Places (B, 2, H, W) outside the picture at its edge."""
+        down, right = (x.clamp(0, side - 1) for x, side in zip(places.unbind(1), self.frame_size, strict=True))
+        return torch.stack([down, right], 1)
+
+
+def _taken(picture: Tensor, places: Tensor) -> Tensor:
+    """The pixels (B, C, H, W) of a picture that are at whole places (B, 2, H, W)."""
+    index = (places[:, 0] * picture.shape[3] + places[:, 1]).long().flatten(1)
+    taken = picture.flatten(2).gather(2, index[:, None].expand(-1, picture.shape[1], -1))
+    return taken.view(len(picture), -1, *places.shape[2:])
 
 
 def _interpolation(few: int, many: int) -> Tensor:

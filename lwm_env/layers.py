@@ -4,6 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LANES = 16  # a sine that is computed for so many numbers at once has the same bytes however many rows there are
+
+
+def sine_and_cosine(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Of angles (..., N), in whole lanes for each row, whose bytes are then those of the row alone."""
+    count = angles.shape[-1]
+    padded = F.pad(angles, (0, -count % LANES))
+    return padded.sin()[..., :count], padded.cos()[..., :count]
+
 
 def hard_gate(logits: Tensor) -> Tensor:
     """A sigmoid that reaches 0 and 1, so that what is copied again and again stays what it was."""

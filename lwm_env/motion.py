@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lwm_env.flow import FREE, RIGID, Flow, Turn
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
-from lwm_env.movers import CARRY, NOTHING, Movers
+from lwm_env.movers import GOES, NOTHING, Foresight, Going, Movers, Places
 from lwm_env.registration import Sighting
 
 FAINT = 0.02  # masks below this share are none
@@ -37,6 +37,7 @@ class MotionConfig:
     attention_blocks: int = 0  # spatial attention between the bottleneck's convolutions
     refine_blocks: int = 2  # between the views of the canvas and the masks
     memory_dim: int = 0  # numbers kept from step to step: what no picture shows, such as whose serve it is
+    decision: float = 1.0  # how many times surer of its source a pixel is than the masks say; mixed copies blur
     flow: int = 0  # for views that turn: 1 in depth, 2 from above, see `Flow`
     movers: int = 0  # things that move by themselves, see `Movers`
     reach: int = 8  # pixels a step that they move by at most
@@ -57,9 +58,20 @@ class Reading(NamedTuple):
     inside: Tensor  # (B, F, H, W), which pixels of the flow's copy were in sight before
     above: Tensor  # (B, 4, S, W), what lies above the picture then
     turn: Tensor  # (B, motion_dim) how the flow goes, as the network thinks, or (B, 0)
-    shown: Tensor  # (B, 2 M, H, W), how much a pixel shows of each mover, 1 at most, and will show
+    shown: Tensor  # (B, 3 M, H, W), how much a pixel shows of each mover, 1 at most, will show, and where it comes
     distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
+    told: Tensor  # (B, E), logits of events that the movers tell, or (B, 0)
     memory: Tensor  # (B, kept_dim), from now on
+
+
+class Hints(NamedTuple):
+    """What is known of a step beside the past: what was seen of it, what lies beyond the picture, and chance."""
+
+    movers: Going | None = None  # what really becomes of them
+    led: Tensor | None = None  # (B,), whether what is seen of the movers is taken; None: everywhere
+    turned: Sighting | None = None  # how a view that turns really went
+    above: Tensor | None = None  # (B, 4, S, W), what lies above the picture
+    chance: Tensor | None = None  # (B, 3M), to be added to the logits of the movers' fates
 
 
 class Composition(NamedTuple):
@@ -74,7 +86,9 @@ class Composition(NamedTuple):
 class Motion(nn.Module):
     """Proposes the next picture by moving the last one."""
 
-    def __init__(self, config: MotionConfig, patch: int, cells: tuple[int, int], action_dim: int) -> None:
+    def __init__(
+        self, config: MotionConfig, patch: int, cells: tuple[int, int], action_dim: int, num_events: int
+    ) -> None:
         super().__init__()
         self.config, self.patch = config, patch
         pixels, dim, wide = 3 * patch**2, config.dim, config.bottleneck_dim
@@ -92,18 +106,19 @@ class Motion(nn.Module):
             self.flow = Turn(frame_size, action_dim)
         self.movers = None
         if config.movers:
-            self.movers = Movers(config.movers, config.reach, config.context_frames, frame_size, action_dim + 4)
+            sizes = config.context_frames, frame_size, action_dim + 4, num_events
+            self.movers = Movers(config.movers, config.reach, *sizes)
             self.locality = nn.Parameter(torch.tensor(FAR))  # how much the distance from a mover counts
             self.presence = nn.Parameter(torch.tensor(PRESENT))  # and that a pixel will show it
         if config.memory_dim:
-            course_dim = self.movers.course_dim if self.movers else 0
+            told_dim = self.movers.carry_dim if self.movers else 0
             self.notice = Pointwise(wide, 2 * config.memory_dim)
-            self.remember = nn.GRUCell(2 * config.memory_dim + action_dim + course_dim, config.memory_dim)
+            self.remember = nn.GRUCell(2 * config.memory_dim + action_dim + told_dim, config.memory_dim)
         self.films = nn.ModuleList([nn.Linear(wide, 2 * wide) for _ in range(config.bottleneck_blocks)])
         self.blocks = nn.ModuleList([ConvBlock(wide) for _ in range(config.bottleneck_blocks)])
         self.attention = nn.ModuleList([SpatialAttention(wide) for _ in range(config.attention_blocks)])
         self.up = Pointwise(wide, 4 * dim)
-        seen = (1 + self.num_copies) * pixels + (1 + self.num_flows + 2 * config.movers) * patch**2
+        seen = (1 + self.num_copies) * pixels + (1 + self.num_flows + 3 * config.movers) * patch**2
         self.merge = Pointwise(2 * dim + seen, dim)
         self.position = None  # of each cell; with movers a place in the picture means something
         if config.movers:
@@ -139,57 +154,71 @@ class Motion(nn.Module):
     @property
     def _kept(self) -> list[int]:
         flow = 0 if self.flow is None else self.flow.kept_dim
-        return [self.config.memory_dim, flow, 0 if self.movers is None else CARRY]
+        return [self.config.memory_dim, flow, 0 if self.movers is None else self.movers.carry_dim]
 
     def last_turn(self, memory: Tensor) -> Tensor:
         """The motion (B, 3) with which a view that turns came to be, of what is kept (B, kept_dim)."""
         return memory[:, self.config.memory_dim : self.config.memory_dim + 3]
 
+    def landed(self, memory: Tensor) -> Tensor:
+        """What is kept (B, kept_dim) once the next picture is a real one, whose pixels are where they belong."""
+        if not isinstance(self.flow, Flow):
+            return memory
+        memory, flow_kept, carry = memory.split(self._kept, 1)
+        return torch.cat([memory, torch.zeros_like(flow_kept), carry], 1)
+
     def read(
-        self,
-        frames: Tensor,
-        action: Tensor,
-        motion: Tensor,
-        offset: Tensor,
-        memory: Tensor,
-        seen: Sighting | None = None,
-        turned: Sighting | None = None,
-        above: Tensor | None = None,
+        self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor, memory: Tensor, hints: Hints
     ) -> Reading:
         """Frames (B, K, 3, H, W), embedded action (B, A), the camera's next motion (B, 2), the fraction of a pixel
-        left over by it (B, 2) and the memory (B, kept_dim); what was `seen` of the movers' next shifts, and how the
-        view `turned`, overrules what is estimated. What lies `above` the picture (B, 4, S, W) turns with it."""
+        left over by it (B, 2) and the memory (B, kept_dim); what the `hints` say overrules what is estimated."""
         known = torch.cat([action, motion / 4, offset], 1)
         memory, flow_kept, carry = memory.split(self._kept, 1)
         recent, x = self.look(frames, known, memory)
         last = frames[:, -1]
-        copies, inside, course = last[:, None][:, :0], last[:, :0], action[:, :0]
-        shown, distance = last[:, :0], last[:, :0]
-        turn, above_then = action[:, :0], last[:, :, :0]
+        copies, inside = last[:, None][:, :0], last[:, :0]
+        shown, distance, told = last[:, :0], last[:, :0], action[:, :0]
+        turn, above = action[:, :0], last[:, :, :0]
         if isinstance(self.flow, Turn):
-            moved, inside, above_then, turn, flow_kept = self.flow(last, above, action, flow_kept, turned)
+            moved, inside, above, turn, flow_kept = self.flow(last, hints.above, action, flow_kept, hints.turned)
             copies = moved[:, None]
         elif self.flow is not None:
-            moved, inside, turn = self.flow(x, last, turned)
+            moved, inside, turn, flow_kept = self.flow(x, last, flow_kept, hints.turned)
             copies = moved[:, None]
         if self.movers is not None:
             looks = self.movers.look(frames)
             found = self.movers.find(looks)
-            course = self.movers.course(found)
-            logits, carry = self.movers(course, known, carry)
-            shares = self.movers.choose(logits, seen)
-            here = looks[:, -1] / looks[:, -1].amax((2, 3), keepdim=True).clamp(min=NOTHING)
-            pictures = torch.cat([last[:, None].expand(-1, self.config.movers, -1, -1, -1), here[:, :, None]], 2)
-            moved, there = self.movers.move(pictures, shares).split([3, 1], 2)
+            foresight, carry = self.movers(found, known, carry)
+            going, told = self.foretold(foresight, hints), foresight.events
+            moved, shown, distance = self.carried(last, looks[:, -1], found, going)
             copies = torch.cat([copies, moved], 1)
-            shown = torch.cat([here, there[:, :, 0]], 1)
-            distance = self.movers.distance(found.places[:, -1], shares, last.shape[-2:])
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
-            memory = self.remember(torch.cat([noticed, action, course], 1), memory)
+            memory = self.remember(torch.cat([noticed, action, carry], 1), memory)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
         kept = torch.cat([memory, flow_kept, carry], 1)
-        return Reading(features, copies, inside, above_then, turn, shown, distance, kept)
+        return Reading(features, copies, inside, above, turn, shown, distance, told, kept)
+
+    def foretold(self, foresight: Foresight, hints: Hints) -> Going:
+        """What becomes of the movers: what was seen of it, if anything, else what is likeliest."""
+        going, seen = self.movers.likeliest(foresight, hints.chance), hints.movers
+        if seen is None or hints.led is None:
+            return seen or going
+        return Going(*(
+            torch.where(hints.led.view(-1, *[1] * (own.ndim - 1)), real, own)
+            for real, own in zip(seen, going, strict=True)
+        ))  # fmt: skip
+
+    def carried(self, last: Tensor, looks: Tensor, found: Places, going: Going) -> tuple[Tensor, Tensor, Tensor]:
+        """The last picture (B, 3, H, W) as each mover goes, (B, M, 3, H, W), `shown` and `distance` of the `Reading`;
+        of how its pixels look (B, M, H, W)."""
+        there = found.there[:, -1]
+        here = looks / looks.amax((2, 3), keepdim=True).clamp(min=NOTHING) * there[..., None, None]
+        pictures = torch.cat([last[:, None].expand(-1, self.config.movers, -1, -1, -1), here[:, :, None]], 2)
+        moved, then = self.movers.move(pictures, going.shifts).split([3, 1], 2)
+        then = then[:, :, 0] * (going.fates == GOES)[..., None, None]
+        shown = torch.cat([here, then, self.movers.coming(going)], 1)
+        return moved, shown, self.movers.distance(found.places[:, -1], there, going)
 
     def look(self, frames: Tensor, known: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Features of frames (B, K, 3, H, W), (B, C, h, w), and deeper ones, (B, C', h / 2, w / 2), which know the
@@ -223,12 +252,13 @@ class Motion(nn.Module):
         layers = F.pixel_shuffle(self.layers(F.silu(features)), self.patch)
         masks, drawn = layers.split([6 + self.num_copies, 3], dim=1)
         nearness = -F.softplus(self.rounding) * views.distance[:, :, None, None]
-        canvas, others, movers = masks.split([4, 2 + self.num_flows, self.config.movers], 1)
+        canvas, copied, new, flow, movers = masks.split([4, 1, 1, self.num_flows, self.config.movers], 1)
         if self.movers is not None:
-            shows = reading.shown[:, self.config.movers :]
+            _, shows, comes = reading.shown.chunk(3, 1)
             movers = movers - F.softplus(self.locality) * reading.distance + self.presence * shows
-        masks = torch.cat([canvas + nearness, others, movers], 1)
-        masks = (masks - masks.amax(1, keepdim=True)).exp()
+            new = new + self.presence * comes.sum(1, keepdim=True)
+        masks = torch.cat([canvas + nearness, copied, new, flow, movers], 1)
+        masks = (self.config.decision * (masks - masks.amax(1, keepdim=True))).exp()
         masks = torch.cat([masks[:, :4] * views.known.clamp(min=1e-3), masks[:, 4:]], 1)
         if self.flow is not None:
             inside = reading.inside.clamp(min=1e-3)

@@ -1,11 +1,13 @@
 """Things that move by themselves, each as a copy of the whole last picture shifted as the thing moves.
 
 A ball, a paddle, an opponent: the network finds the place of each in the last frames, and tells from the places, the
-action and what it carries how far each moves, as a distribution over whole pixels (a separable form of Finn et al.,
-2016, arXiv:1605.07157), of which the likeliest is taken. Masks then choose the copy around the thing. So nothing has
-to be drawn anew at whatever pixel it stands. A mover is one thing, since it counts for little far from where it is.
+action and what it carries what becomes of each: how far it moves, as a distribution over whole pixels (a separable form
+of Finn et al., 2016, arXiv:1605.07157), of which the likeliest is taken; that it is gone; or where it comes from
+nowhere. Masks then choose the copy around the thing, so nothing has to be drawn anew at whatever pixel it stands, but
+what comes. A mover is one thing, since it counts for little far from where it is. What has happened is told from the
+same numbers.
 
-Shapes: B worlds, K context frames, M movers, R pixels of reach, H x W pixels.
+Shapes: B worlds, K context frames, M movers, R pixels of reach, H x W pixels, E logits of events.
 """
 
 import math
@@ -15,38 +17,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwm_env.layers import Pointwise
-from lwm_env.registration import Sighting
+from lwm_env.layers import Pointwise, sine_and_cosine
 
 WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every motion within reach is felt
 SEEKERS = 8  # channels that look for the movers
 CARRY = 64  # numbers kept from step to step: what no frame shows, such as a paddle's knob turned beyond the field's end
+FOLLOWED = (2, 2, 2, 1)  # numbers kept of a mover: its motion as foretold, place, speed, how long ago it was there
+APART = 1.0  # pixels at most between a mover, which goes by whole ones, and where it is thought to be
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
-SEEN = 10 * NOTHING  # and for it to be followed
+THERE = 0.05  # share of what there usually is of a mover from which on it is there
+FATES = 3  # what becomes of a mover: it moves on, it is in another place, it is not there
+GOES, COMES, GONE = range(FATES)
+NEVER = 1e4  # nats by which what cannot be is less likely
 SHARP = 4  # a power, which a pixel that looks only a little like a mover does not survive
-WAVELENGTHS = (4.0, 8.0, 16.0, 32.0)  # pixels, of the waves that tell a place exactly
+WAVELENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # pixels, of the waves that tell a place exactly
+WAITS = (8.0, 32.0, 128.0)  # steps, of the waves that tell how long ago a mover was there
+AGEING = 0.5  # how much of a mover's speed is that of its last step
 HOMING = 10.0  # how fast it is learned where a mover is looked for
 HABIT = 0.02  # share of a training step's frames in the usual picture
 
 
-def likeliest(logits: Tensor) -> Tensor:
-    """1 for the largest of the logits (..., S) and 0 for the others, without gradients: mixed shifts blur a copy, and
-    the copy of that copy more. With gradients passing straight through the movers unlearned what they knew."""
-    return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-
-
 class Places(NamedTuple):
-    """Where each mover is in T frames, (B, T, M, 2) pixels down and right of the middle, and how much of it is there,
-    (B, T, M)."""
+    """Where each mover is in T frames, (B, T, M, 2) pixels down and right of the middle, and whether it is there,
+    (B, T, M), 1 or 0. What is not there is in the middle."""
 
     places: Tensor
-    amounts: Tensor
+    there: Tensor
+
+
+class Foresight(NamedTuple):
+    """Logits of what becomes of each mover."""
+
+    fates: Tensor  # (B, M, FATES)
+    shifts: Tensor  # (B, M, 2, 2R + 1), down and right, if it goes
+    rows: Tensor  # (B, M, H), where it is if it comes
+    columns: Tensor  # (B, M, W)
+    events: Tensor  # (B, E), of rewards and the end
+
+
+class Going(NamedTuple):
+    """What becomes of each mover."""
+
+    fates: Tensor  # (B, M), GOES, COMES or GONE
+    shifts: Tensor  # (B, M, 2) whole pixels down and right
+    spots: Tensor  # (B, M, 2) where it comes, as `Places` counts
 
 
 class Movers(nn.Module):
     """Where each mover is, where it goes in this step, and what the last picture looks like there."""
 
     usual: Tensor  # (3, H, W), the mean picture; what differs from it may be a mover
+    common: Tensor  # (M,), how much of each mover there is in the mean
 
     def __init__(
         self,
@@ -55,22 +76,27 @@ class Movers(nn.Module):
         context_frames: int,
         frame_size: tuple[int, int],
         condition_dim: int,
+        num_events: int,
         hidden_dim: int = 128,
     ) -> None:
         super().__init__()
         self.count, self.reach = count, reach
-        self.course_dim = count * (3 * context_frames + 4 * len(WAVELENGTHS))  # how many numbers `course` gives
+        course_dim = count * (3 * context_frames + 4 + 4 * len(WAVELENGTHS) + 2 * len(WAITS))
+        self.carry_dim = CARRY + sum(FOLLOWED) * count
         self.register_buffer("usual", torch.zeros(3, *frame_size))
+        self.register_buffer("common", torch.zeros(count))
         self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where all is as usual there is nothing
         self.tell = Pointwise(SEEKERS, count, bias=False)
         self.home = nn.Parameter(torch.zeros(count, *frame_size))  # where it is looked for
-        self.enter = nn.Linear(self.course_dim, hidden_dim)
+        self.enter = nn.Linear(course_dim, hidden_dim)
         self.condition = nn.Linear(condition_dim, hidden_dim)
         self.think = nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
         self.remember = nn.GRUCell(hidden_dim + condition_dim, CARRY)
         self.decide = nn.Sequential(nn.Linear(hidden_dim + CARRY, hidden_dim), nn.SiLU())
         self.out = nn.Linear(hidden_dim, 2 * count * (2 * reach + 3))
         nn.init.zeros_(self.out.bias)
+        self.frame_size = frame_size
+        self.become = nn.Linear(hidden_dim, count * (FATES + sum(frame_size)) + num_events)
         self.register_buffer("shifts", torch.arange(-reach, reach + 1.0), persistent=False)
 
     def look(self, frames: Tensor) -> Tensor:
@@ -79,39 +105,34 @@ class Movers(nn.Module):
         alike = self.tell(F.relu(self.seek(unusual))).pow(SHARP) * torch.exp(HOMING * self.home)
         return alike.unflatten(0, frames.shape[:2])
 
-    @staticmethod
-    def find(looks: Tensor) -> Places:
+    def find(self, looks: Tensor) -> Places:
         """Where the movers are, from how pixels look (B, T, M, H, W)."""
-        height, width = looks.shape[-2:]
-        down = torch.arange(height, device=looks.device) - (height - 1) / 2
-        right = torch.arange(width, device=looks.device) - (width - 1) / 2
-        amounts = looks.sum((3, 4)) + NOTHING
-        places = torch.stack([(looks.sum(4) * down).sum(3), (looks.sum(3) * right).sum(3)], 3) / amounts[..., None]
-        return Places(places, amounts)
+        down, right = (torch.arange(size, device=looks.device) - (size - 1) / 2 for size in looks.shape[-2:])
+        amounts = looks.sum((3, 4))
+        there = (amounts > THERE * self.common + NOTHING).to(looks.dtype)
+        places = torch.stack([(looks.sum(4) * down).sum(3), (looks.sum(3) * right).sum(3)], 3)
+        return Places(places / (amounts + NOTHING)[..., None] * there[..., None], there)
 
-    def sight(self, before: Tensor, after: Tensor) -> Sighting:
-        """How each mover went between two pictures (B, 3, H, W): motion (B, M, 2) in whole pixels, and whether it was
-        there in both and within reach, (B, M)."""
-        places, amounts = self.find(self.look(torch.stack([before, after], 1)))
-        motion = (places[:, 1] - places[:, 0]).round()
-        return Sighting(motion, (amounts.amin(1) > SEEN) & (motion.abs().amax(2) <= self.reach))
+    def follow(self, own: Tensor, place: Tensor, before: Tensor, after: Tensor) -> Going:
+        """What becomes of movers at `own` places (B, M, 2) that are at `place` (B, M, 2) next, and are there `before`
+        and `after` (B, M): they go by the whole pixels that keep them nearest, if these are within reach."""
+        shifts = (place - own).round()
+        goes = (before * after > 0) & (shifts.abs().amax(2) <= self.reach)
+        fates = torch.where(goes, GOES, torch.where(after > 0, COMES, GONE))
+        return Going(fates, shifts * goes[..., None], place)
 
-    def choose(self, logits: Tensor, seen: Sighting | None) -> Tensor:
-        """The shares (B, M, 2, 2R + 1) of the shift that each mover takes: the one that was seen, or the likeliest."""
-        shares = likeliest(logits)
-        if seen is None:
-            return shares
-        taken = (self.shifts == seen.motion[..., None]).to(shares.dtype)
-        return torch.where(seen.sure[..., None, None], taken, shares)
+    def sight(self, before: Tensor, after: Tensor) -> Going:
+        """What became of each mover between two pictures (B, 3, H, W)."""
+        places, there = self.find(self.look(torch.stack([before, after], 1)))
+        return self.follow(*places.unbind(1), *there.unbind(1))
 
-    @staticmethod
-    def course(found: Places) -> Tensor:
-        """Of K frames: where movers are, roughly and exactly, how they went from frame to frame, and how much of them
-        was there, as numbers about 1, (B, course_dim)."""
-        places, amounts = found
-        paths = torch.cat([places[:, -1:] / 16, places.diff(dim=1) / 2], 1)
-        waves = torch.stack([2 * math.pi / length * places[:, -1] for length in WAVELENGTHS], 1)
-        return torch.cat([x.flatten(1) for x in (paths, amounts.log() / 8, waves.sin(), waves.cos())], 1)
+    def likeliest(self, foresight: Foresight, chance: Tensor | None = None) -> Going:
+        """The fate of each mover that is likeliest once `chance` (B, 3M) is added to the logits, and the shifts and
+        spots that are, without gradients: mixed shifts blur a copy, and the copy of that copy more. With gradients
+        passing straight through the movers unlearned what they knew."""
+        fates = foresight.fates if chance is None else foresight.fates + chance.view(foresight.fates.shape)
+        spots = [x.argmax(2) - (x.shape[2] - 1) / 2 for x in (foresight.rows, foresight.columns)]
+        return Going(fates.argmax(2), foresight.shifts.argmax(3).to(fates.dtype) - self.reach, torch.stack(spots, 2))
 
     @torch.no_grad()
     def remember_usual(self, frames: Tensor) -> None:
@@ -119,29 +140,89 @@ class Movers(nn.Module):
         share = HABIT if self.usual.any() else 1.0
         self.usual.lerp_(frames.mean((0, 1)), share)
 
-    def forward(self, course: Tensor, condition: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """The `course` of movers, the condition (B, C) and what was carried (B, CARRY) -> logits of each shift, down
-        and right, (B, M, 2, 2R + 1), what to carry on."""
+    @torch.no_grad()
+    def remember_common(self, looks: Tensor) -> None:
+        """Take what pixels of training look like (B, T, M, H, W) into how much of each mover there commonly is."""
+        share = HABIT if self.common.any() else 1.0
+        self.common.lerp_(looks.sum((3, 4)).mean((0, 1)), share)
+
+    def forward(self, found: Places, condition: Tensor, carry: Tensor) -> tuple[Foresight, Tensor]:
+        """The places in K frames, the condition (B, C) and what was carried (B, carry_dim) -> what is foretold, what to
+        carry on.
+
+        A mover goes by whole pixels, and where it is thought to be is a fraction away. So what is carried is also how
+        far it was thought to go, of which what it really went is taken off.
+        """
+        carry, trail = carry.tensor_split([CARRY], 1)
+        trail, apart = self.trail(found, trail)
+        course = self.course(found, trail, apart)
         hidden = self.think(self.enter(course) + self.condition(condition))
         carry = self.remember(torch.cat([hidden, condition], 1), carry)
-        out = self.out(self.decide(torch.cat([hidden, carry], 1)))
+        decided = self.decide(torch.cat([hidden, carry], 1))
+        out = self.out(decided)
         motion, sharpness, free = out.unflatten(1, (self.count, 2, -1)).split([1, 1, 2 * self.reach + 1], dim=3)
-        distance = (self.shifts - self.reach * motion).square()
-        return free - WIDE * torch.exp(sharpness) * distance, carry
+        thought = self.reach * motion + apart[..., None]
+        shifts = free - WIDE * torch.exp(sharpness) * (self.shifts - thought).square()
+        carry = torch.cat([carry, thought.flatten(1), *(part.flatten(1) for part in trail)], 1)
+        spots = self.count * (FATES + sum(self.frame_size))
+        become, events = self.become(decided).tensor_split([spots], 1)
+        fates, rows, columns = become.unflatten(1, (self.count, -1)).split([FATES, *self.frame_size], dim=2)
+        nowhere = torch.cat([found.there[:, -1, :, None] - 1, torch.zeros_like(fates[..., 1:])], 2)  # cannot go
+        return Foresight(fates + NEVER * nowhere, shifts, rows, columns, events), carry
 
-    def distance(self, places: Tensor, shares: Tensor, frame_size: tuple[int, int]) -> Tensor:
-        """How far each pixel is from a mover's place (B, M, 2) or from where it goes, whichever is nearer, in reaches,
-        squared: (B, M, H, W)."""
-        both = torch.stack([places, places + (shares * self.shifts).sum(3)])
+    def trail(self, found: Places, kept: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What is kept of the movers (B, sum(FOLLOWED) M) brought up to date by their places in K frames: where each is
+        or was last, (B, M, 2), its speed there (B, M, 2) and how many steps ago that was (B, M, 1); and how far it is
+        from where it was thought to be, (B, M, 2)."""
+        sizes = [self.count * size for size in FOLLOWED]
+        thought, place, speed, age = (x.unflatten(1, (self.count, -1)) for x in kept.split(sizes, 1))
+        (before, now), (there_before, there) = (x[:, -2:].unbind(1) for x in found)
+        there, both = there[..., None], (there * there_before)[..., None]
+        moved = (now - before) * both
+        apart = (thought - moved).clamp(-APART, APART) * both
+        place = torch.where(there > 0, now, place)
+        speed = speed + AGEING * (moved - speed) * both
+        return [place, speed, (age + 1) * (1 - there)], apart
+
+    @staticmethod
+    def course(found: Places, trail: list[Tensor], apart: Tensor) -> Tensor:
+        """Of K frames and the `trail`: how movers went from frame to frame, which of them were there, where they are
+        or were last, roughly and exactly, how fast and how long ago, as numbers about 1, (B, course_dim)."""
+        places, there = found
+        place, speed, age = trail
+        steps = places.diff(dim=1) / 2 * (there[:, 1:] * there[:, :-1])[..., None]
+        waves = [2 * math.pi / length * place for length in WAVELENGTHS]
+        waits = [2 * math.pi / length * age for length in WAITS]
+        turns = torch.cat([*waves, *waits], 2).flatten(1)
+        rough = torch.cat([place / 16, speed / 2, apart], 2)
+        return torch.cat([x.flatten(1) for x in (rough, *sine_and_cosine(turns), steps, there)], 1)
+
+    def distance(self, place: Tensor, there: Tensor, going: Going) -> Tensor:
+        """How far each pixel is from a mover's place (B, M, 2), if it is `there` (B, M), or from where it will be,
+        whichever is nearer, in reaches, squared: (B, M, H, W)."""
+        goes, comes = (going.fates == fate for fate in (GOES, COMES))
+        will_be = torch.where(comes[..., None], going.spots, place + going.shifts * goes[..., None])
+        both = torch.stack([place, will_be])
         down, right = (
-            (torch.arange(size, device=places.device) - (size - 1) / 2 - both[..., axis, None]).square()
-            for axis, size in enumerate(frame_size)
+            (torch.arange(size, device=place.device) - (size - 1) / 2 - both[..., axis, None]).square()
+            for axis, size in enumerate(self.frame_size)
         )
-        return (down[..., None] + right[..., None, :]).amin(0) / self.reach**2
+        away = torch.stack([1 - there, 1 - (goes | comes).to(there.dtype)])[..., None, None] * NEVER
+        return (down[..., None] + right[..., None, :] + away).amin(0) / self.reach**2
 
-    def move(self, pictures: Tensor, shares: Tensor) -> Tensor:
-        """Pictures (B, M, C, H, W), each as its mover goes. What comes in from outside is the edge."""
-        down, right = shares.unbind(2)
+    def coming(self, going: Going) -> Tensor:
+        """Where something comes: 1 at the spot, 0 from two pixels on, (B, M, H, W)."""
+        near = [
+            (torch.arange(size, device=going.spots.device) - (size - 1) / 2 - going.spots[..., axis, None]).abs()
+            for axis, size in enumerate(self.frame_size)
+        ]
+        far = torch.maximum(near[0][..., None], near[1][..., None, :])
+        return F.relu(1 - far / 2) * (going.fates == COMES)[..., None, None]
+
+    def move(self, pictures: Tensor, shifts: Tensor) -> Tensor:
+        """Pictures (B, M, C, H, W), each as its mover goes, by whole pixels (B, M, 2). What comes in from outside is
+        the edge."""
+        down, right = (self.shifts == shifts[..., None]).to(pictures.dtype).unbind(2)
         moved = self._shift(down, pictures.shape[-2])[:, :, None] @ pictures
         return moved @ self._shift(right, pictures.shape[-1])[:, :, None].transpose(-1, -2)
 

@@ -25,10 +25,11 @@ class TokenizerConfig:
     decoder_dim: int = 64
     decoder_blocks: int = 2
     fine_dim: int = 32  # channels of the last stage, at half the pixel resolution
+    exact_copies: int = 0  # 1: a pixel is copied from the reference or drawn, never mixed
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if value < (name != "exact_copies"):
                 raise ValueError(f"TokenizerConfig.{name} must be at least 1, got {value}")
         if self.patch % 2:
             raise ValueError(f"TokenizerConfig.patch must be even, got {self.patch}")
@@ -83,6 +84,8 @@ class Tokenizer(nn.Module):
         fine = F.silu(F.pixel_shuffle(self.widen(h), patch // 2))
         drawn, gate = F.pixel_shuffle(self.draw(fine), 2).split([3, 1], dim=1)
         keep = hard_gate(gate) * float(given)
+        if self.config.exact_copies:  # gradients pass straight through
+            keep = keep + ((keep > 0.5).to(keep.dtype) - keep).detach()
         return drawn + keep * (reference - drawn)
 
 

@@ -9,18 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lwm_env.layers import sine_and_cosine
 from lwm_env.registration import Sighting
 
 HALF, WHOLE = (5, 5, 5, 3, 3, 3), (3, 1, 1)  # pixels averaged along a side in each round, at half and at full size
-LANES = 16  # a sine that is computed for so many numbers at once has the same bytes however many worlds there are
 OUTLIER = 0.1  # of a colour's range of 2: what differs by more counts little, such as the car
 SETTLED = 0.3  # pixels that the last round may still move what is believed
 
 
 def affine(motion: Tensor, aspect: Tensor) -> Tensor:
     """Motions (..., 3) -> (..., 2, 3): a place (down, right, 1) from the middle of the view to where it was before."""
-    shift, turn = motion[..., :2], motion[..., 2:].expand(*motion.shape[:-1], LANES)
-    sine, cosine = turn.sin()[..., 0], turn.cos()[..., 0]
+    shift, (sine, cosine) = motion[..., :2], (x[..., 0] for x in sine_and_cosine(motion[..., 2:]))
     rows = [torch.stack([cosine, sine * aspect], -1), torch.stack([-sine / aspect, cosine], -1)]
     matrix = torch.stack(rows, -2)
     return torch.cat([matrix, -_times(matrix, shift)[..., None]], -1)

@@ -4,6 +4,7 @@ Shapes: B worlds, K context frames, P players, D latent dimensions, L levels, h 
 `Belief` holds floats and carries gradients (training); the state that users keep is a dict of compact tensors.
 """
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,8 @@ from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.flow import RIGID
 from lwm_env.memory import Canvas, move_whole, to_bytes
-from lwm_env.motion import Motion
+from lwm_env.motion import Hints, Motion
+from lwm_env.movers import FATES
 from lwm_env.presets import ModelConfig
 from lwm_env.prompts import PROMPTS, Prompts, read_prompts
 from lwm_env.registration import Sighting, sight
@@ -36,6 +38,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 WEIGHTS = "model.safetensors"
+NO_HINTS = Hints()
 
 
 class WorldModel(nn.Module):
@@ -56,7 +59,8 @@ class WorldModel(nn.Module):
         self.canvas = Canvas(config.frame_size, config.margin)
         self.tokenizer = Tokenizer(config.tokenizer)
         self.camera = Camera(config.camera, config.frame_size, self.action_dim)
-        self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim)
+        num_events = players * len(spec.reward_values) + 1
+        self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim, num_events)
         self.turns, self.flows = config.motion.flow == RIGID, config.motion.flow != 0
         self.ahead: Ahead | Above | None = None
         if config.ahead.width:
@@ -74,11 +78,12 @@ class WorldModel(nn.Module):
     @property
     def noise_dim(self) -> int:
         """How many Gumbel numbers a step samples with: one for each code of what is drawn ahead, or, where nothing is,
-        for each level of each token."""
-        if self.ahead is not None:
-            return len(self.ahead.codes)
-        dims, levels, height, width = self.token_shape
-        return dims * levels * height * width
+        for each level of each token; and then for each fate of each mover."""
+        return self._picture_noise + FATES * self.config.motion.movers
+
+    @property
+    def _picture_noise(self) -> int:
+        return len(self.ahead.codes) if self.ahead is not None else math.prod(self.token_shape)
 
     # -- the core, with gradients ------------------------------------------------------------------------------------
 
@@ -123,13 +128,13 @@ class WorldModel(nn.Module):
         belief: Belief,
         action: Tensor,
         sighting: Sighting | None = None,
-        movers: Sighting | None = None,
+        hints: Hints = NO_HINTS,
         ahead: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Anticipation:
         """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
-        next frame, (B, 2) or of a flow (B, motion_dim), corrects the estimate, and one of the movers (B, M, 2) their
-        shifts. What draws `ahead` does so on the canvas before it moves by whole pixels (B, 2), or, in a view that
-        turns, above the last picture."""
+        next frame, (B, 2) or of a flow (B, motion_dim), corrects the estimate; `hints` are of the movers. What draws
+        `ahead` does so on the canvas before it moves by whole pixels (B, 2), or, in a view that turns, above the last
+        picture."""
         action = self.embed(action)
         last = belief.frames[:, -1]
         turned, sighting = (sighting, None) if self.flows else (None, sighting)
@@ -139,7 +144,8 @@ class WorldModel(nn.Module):
         above = self.ahead.lying(belief.canvas) if isinstance(self.ahead, Above) else None
         if above is not None and ahead is not None:
             above = ahead(above, last)
-        reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory, movers, turned, above)
+        hints = hints._replace(turned=turned, above=above)
+        reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory, hints)
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
         if above is None and ahead is not None:
             canvas = ahead(canvas, whole)
@@ -166,26 +172,31 @@ class WorldModel(nn.Module):
         sighting = sighting or self.sight(belief.frames[:, -1], picture)
         ahead = self.anticipate(belief, action, sighting)
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
-        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, ahead.reading.memory)
+        memory = self.motion.landed(ahead.reading.memory)
+        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, memory)
 
     def propose(
         self,
         belief: Belief,
         action: Tensor,
         sighting: Sighting | None = None,
-        movers: Sighting | None = None,
+        hints: Hints = NO_HINTS,
         ahead: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Proposal:
         """Everything about the next step that is known before its tokens are sampled; the rest as for `anticipate`."""
-        next_ = self.anticipate(belief, action, sighting, movers, ahead)
+        next_ = self.anticipate(belief, action, sighting, hints, ahead)
         views = self.canvas.views(next_.canvas, next_.offset.detach())
         composed = self.motion.compose(next_.reading, belief.frames[:, -1], views, self.embed(action), next_.travel)
         moved_latent = self.tokenizer.encode(composed.picture)
         logits, hidden = self.dynamics(composed.features, moved_latent)
         return Proposal(
             next_.estimate, next_.motion, next_.canvas, next_.offset, next_.carry, next_.reading.memory,
-            composed.picture, moved_latent, logits, hidden, composed.masks, composed.sources,
+            composed.picture, moved_latent, logits, hidden, composed.masks, composed.sources, next_.reading.told,
         )  # fmt: skip
+
+    def happenings(self, proposal: Proposal, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward logits (B, P, R) and end logit (B,) of a step whose picture was drawn from `latent` (B, D, h, w)."""
+        return self.events(proposal.hidden, proposal.moved_latent, latent, proposal.told)
 
     def sample(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
         """Token indices (B, D, h, w): the likeliest, or drawn by Gumbel noise (B, noise_dim) at a temperature, which is
@@ -216,11 +227,16 @@ class WorldModel(nn.Module):
     ) -> tuple[State, Output]:
         """One step of B worlds; see `Output`. Randomness comes only from `noise` (B, noise_dim), Gumbel numbers."""
         belief = self._unpack(state)
-        ahead = None if self.ahead is None else partial(self.ahead, noise=noise, temperature=temperature)
-        proposal = self.propose(belief, action, ahead=ahead)
+        ahead, hints = None, NO_HINTS
+        if noise is not None:
+            noise, chance = noise.tensor_split([self._picture_noise], 1)
+            hints = Hints(chance=temperature * chance)
+        if self.ahead is not None:
+            ahead = partial(self.ahead, noise=noise, temperature=temperature)
+        proposal = self.propose(belief, action, hints=hints, ahead=ahead)
         latent = self.tokenizer.levels[self.sample(proposal.logits, noise, temperature)]
         frame = to_frames(self.tokenizer.decode(latent, proposal.moved))
-        reward_logits, end_logit = self.events(proposal.hidden, proposal.moved_latent, latent)
+        reward_logits, end_logit = self.happenings(proposal, latent)
         reward_probs = reward_logits.softmax(-1)
         output = Output(
             frame=frame,

@@ -221,7 +221,7 @@ def test_reward_and_end_are_taught_as_the_teacher_sees_them_in_what_comes_next(t
     batch = as_batch(clips(), student)
     told = teaching.tell(large.believe(batch.pixels[:, 0]), batch.actions[:, 0], STILL)
     latent = large.tokenizer.quantize(large.tokenizer.encode(batch.pixels[:, 1]))
-    reward, end = large.events(told.proposal.hidden, told.proposal.moved_latent, latent)
+    reward, end = large.happenings(told.proposal, latent)
     proposal = student.propose(student.believe(batch.pixels[:, 0]), batch.actions[:, 0])
 
     def errors(reward, end):

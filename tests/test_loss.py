@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from lwm_env.errors import ConfigMismatch
+from lwm_env.movers import GOES
 from lwm_env.registration import Sighting
 from lwm_env.tokenizer import to_frames
 from lwm_env.world_model import WorldModel
 from lwm_training import camera_loss
-from lwm_training.batch import as_batch, at, mean_valid, sightings
+from lwm_training.batch import Batch, as_batch, at, mean_valid, sightings
 from lwm_training.camera_loss import camera_errors, camera_unroll, motion_distance
 from lwm_training.clips import Clips
 from lwm_training.loss import LossWeights, guidance, total_error, unroll_errors
@@ -198,6 +199,20 @@ def test_off_policy_every_step_is_a_first_one(model):
         assert whole[name].item() == pytest.approx(sum(step[name].item() for step in steps) / 3, rel=1e-4), name
 
 
+def test_compared_coarsely_a_picture_may_have_another_texture(model):
+    batch = as_batch(clips(), model)
+    batch = replace(batch, pixels=0.5 * batch.pixels)
+    texture = 0.2 * ((torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2 - 1.0)
+    textured = replace(batch, pixels=torch.cat([batch.pixels[:, :-1], batch.pixels[:, -1:] + texture], 1))
+
+    def moved(coarse: float, batch: Batch) -> float:
+        weights = LossWeights(coarse=coarse)
+        return unroll_errors(model, batch, 4, weights, torch.Generator().manual_seed(0))["moved"].item()
+
+    assert moved(4, textured) == pytest.approx(moved(4, batch), rel=1e-5)
+    assert abs(moved(1, textured) - moved(1, batch)) > 1e-3
+
+
 def test_a_dream_that_parted_from_the_game_is_compared_no_more(tiny_config, tiny_spec):
     """An untrained world draws nothing like the noise that really follows, so of three steps the first counts alone."""
     config = tiny_config.override({"camera.max_motion": 0, "motion.movers": 1})
@@ -226,11 +241,11 @@ def test_camera_and_movers_are_led_in_guided_clips_alone(tiny_config, tiny_spec)
         model.motion.movers.tell.weight.fill_(1.0)
     camera = Sighting(torch.ones(2, 2), torch.tensor([True, True]))
 
-    led, movers = guidance(model, model.believe(before), after, camera, torch.tensor([True, False]))
+    led, hints = guidance(model, model.believe(before), after, camera, torch.tensor([True, False]))
 
-    assert led.sure.tolist() == [True, False] and movers.sure.tolist() == [[True], [False]]
-    assert movers.motion[0, 0].tolist() == [1, 2]
-    proposal = model.propose(model.believe(before), torch.zeros(2, 1, dtype=torch.long), led, movers)
+    assert led.sure.tolist() == hints.led.tolist() == [True, False]
+    assert hints.movers.fates.tolist() == [[GOES], [GOES]] and hints.movers.shifts[0, 0].tolist() == [1, 2]
+    proposal = model.propose(model.believe(before), torch.zeros(2, 1, dtype=torch.long), led, hints)
     assert proposal.sources[0, -1, 0, 5, 6] == 1.0  # the copy of the mover
 
 

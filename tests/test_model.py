@@ -63,6 +63,24 @@ def test_quantising_a_quantised_latent_changes_nothing():
     assert (once - latent).abs().max() <= 0.25 + 1e-6
 
 
+def test_with_exact_copies_a_pixel_is_that_of_the_reference_or_drawn():
+    torch.manual_seed(0)
+    latent, reference = torch.rand(2, 4, 4, 4) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1
+    mixing, exact = Tokenizer(TokenizerConfig()), Tokenizer(TokenizerConfig(exact_copies=1))
+    exact.load_state_dict(mixing.state_dict())
+    with torch.no_grad():
+        for tokenizer in (mixing, exact):
+            tokenizer.draw.bias.zero_().view(4, 4)[:3] = 5.0  # gates about a half, and drawn is what no picture has
+
+    mixed, either = mixing.decode(latent, reference), exact.decode(latent, reference)
+
+    copied = (either - reference).abs().amax(1) < 1e-5
+    assert 0 < copied.float().mean() < 1 and either.amin(1)[~copied].min() > 2
+    assert (((mixed - reference).abs().amax(1) > 1e-5) & (mixed.amin(1) < 2)).any()
+    exact.decode(latent, reference).sum().backward()
+    assert exact.draw.weight.grad.abs().sum() > 0
+
+
 def test_frames_survive_the_way_to_pixels_and_back():
     frames = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
 

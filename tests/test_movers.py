@@ -1,5 +1,6 @@
-"""Movers: copies of a picture shifted by whole pixels, and how far a thing moves."""
+"""Movers: copies of a picture shifted by whole pixels, what becomes of a thing, and what is told of it."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,22 +8,30 @@ import torch
 import torch.nn.functional as F
 
 from lwm_env.errors import ConfigMismatch
-from lwm_env.movers import CARRY, HABIT, Movers, Places, likeliest
-from lwm_env.registration import Sighting
+from lwm_env.motion import Hints
+from lwm_env.movers import AGEING, COMES, FATES, GOES, GONE, HABIT, THERE, Foresight, Going, Movers, Places
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
-from lwm_training.mover_loss import FEW, SHARING, movers_errors, shifts_to_take, spread, what_moves
+from lwm_training.mover_loss import FEW, SHARING, event_error, fate_error, movers_errors, spread, walk, what_moves
 from lwm_training.recipe import Stage, load_recipe
 from lwm_training.replay import Replay
 from lwm_training.stages import check_recipe, trained_parameters
 
 
+def foretold(fates, shifts, reach: int = 2, size: int = 8) -> Foresight:
+    """Of two movers, sure of what it says; it takes them to come in row 1 and column 6."""
+    fates = F.one_hot(torch.tensor(fates), FATES).float()[None]
+    shifts = F.one_hot(torch.tensor(shifts) + reach, 2 * reach + 1).float()[None]
+    rows, columns = (F.one_hot(torch.tensor([[place] * 2]), size).float() for place in (1, 6))
+    return Foresight(fates, shifts, rows, columns, torch.zeros(1, 3))
+
+
 def test_a_copy_is_the_picture_moved_down_and_right_with_its_edge_drawn_out():
     picture = torch.rand(2, 3, 10, 12, generator=torch.Generator().manual_seed(0))
-    movers = Movers(2, 4, 3, (10, 12), 5)
-    shares = F.one_hot(torch.tensor([[4 + 2, 4 - 1], [4, 4]]), 9).float().expand(2, -1, -1, -1)  # (2, -1) and (0, 0)
+    movers = Movers(2, 4, 3, (10, 12), 5, 3)
+    shifts = torch.tensor([[[2, -1], [0, 0]]]).expand(2, -1, -1)
 
-    copies = movers.move(picture[:, None].expand(-1, 2, -1, -1, -1), shares)
+    copies = movers.move(picture[:, None].expand(-1, 2, -1, -1, -1), shifts)
 
     assert torch.equal(copies[:, 0, :, 2:, :-1], picture[:, :, :-2, 1:])
     assert torch.equal(copies[:, 0, :, 0, :-1], picture[:, :, 0, 1:])
@@ -30,45 +39,72 @@ def test_a_copy_is_the_picture_moved_down_and_right_with_its_edge_drawn_out():
     assert torch.equal(copies[:, 1], picture)
 
 
-def test_the_likeliest_shift_is_taken_whole():
-    assert likeliest(torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])).tolist() == [[0, 1, 0], [1, 0, 0]]
+def test_the_likeliest_fate_shift_and_spot_are_taken_whole_and_chance_may_change_the_fate():
+    movers = Movers(2, 2, 3, (8, 8), 5, 3)
+    foresight = foretold([GOES, COMES], [[1, -2], [0, 0]])
+
+    going = movers.likeliest(foresight)
+    by_chance = movers.likeliest(foresight, torch.tensor([[0.0, 0.0, 1.5, 0.0, 0.0, 0.0]]))
+
+    assert going.fates.tolist() == [[GOES, COMES]] and by_chance.fates.tolist() == [[GONE, COMES]]
+    assert going.shifts[0, 0].tolist() == [1, -2] and going.spots[0, 1].tolist() == [1 - 3.5, 6 - 3.5]
 
 
-def test_shares_add_up_to_one_and_every_motion_within_reach_is_felt_at_first():
-    movers = Movers(3, 8, 3, (12, 16), 5)
-
+def test_every_motion_within_reach_is_felt_at_first_and_what_is_not_there_cannot_go():
+    movers = Movers(3, 8, 3, (12, 16), 5, 3)
     found = movers.find(movers.look(torch.rand(2, 3, 3, 12, 16)))
-    shares = movers(movers.course(found), torch.rand(2, 5), torch.zeros(2, CARRY))[0].softmax(3)
+    there = torch.tensor([[1.0, 1.0, 0.0]]).expand(2, 3, 3)
 
-    assert shares.shape == (2, 3, 2, 17) and torch.allclose(shares.sum(3), torch.ones(2, 3, 2))
-    assert shares[..., 5:12].min() > 1e-3
+    foresight, carry = movers(found._replace(there=there), torch.rand(2, 5), torch.zeros(2, movers.carry_dim))
+
+    assert foresight.shifts.shape == (2, 3, 2, 17) and foresight.shifts.softmax(3)[..., 5:12].min() > 1e-3
+    assert foresight.rows.shape == (2, 3, 12) and foresight.columns.shape == (2, 3, 16)
+    assert foresight.events.shape == (2, 3) and carry.shape == (2, movers.carry_dim)
+    going = foresight.fates.softmax(2)[..., GOES]
+    assert going[:, :2].min() > 0.01 and going[:, 2].max() == 0
 
 
-def test_a_place_is_the_mean_of_the_pixels_that_look_like_the_mover_and_needs_some():
-    looks = torch.zeros(1, 1, 2, 5, 5)
+def test_a_place_is_the_mean_of_the_pixels_that_look_like_the_mover_and_needs_enough_of_them():
+    movers = Movers(1, 2, 3, (5, 5), 5, 3)
+    movers.common.fill_(10.0)
+    looks = torch.zeros(1, 3, 1, 5, 5)
     looks[0, 0, 0, 1, 4] = 3.0
     looks[0, 0, 0, 1, 0] = 1.0
+    looks[0, 1, 0, 4, 4] = 0.9 * THERE * 10
 
-    found = Movers.find(looks)
+    found = movers.find(looks)
 
     assert torch.allclose(found.places[0, 0, 0], torch.tensor([-1.0, 1.0]), atol=1e-3)
-    assert found.places[0, 0, 1].tolist() == [0, 0] and found.amounts[0, 0].tolist() == pytest.approx([4.001, 0.001])
+    assert found.places[0, 1:, 0].tolist() == [[0, 0], [0, 0]] and found.there[0, :, 0].tolist() == [1, 0, 0]
 
 
-def test_the_distance_is_that_to_a_mover_or_to_where_it_goes():
-    movers = Movers(2, 2, 3, (8, 8), 5)
-    places = torch.tensor([[[-2.5, 1.5], [3.5, 1.5]]])  # row 1 and row 7, both in column 5
-    shares = F.one_hot(torch.tensor([[4, 2], [2, 2]]), 5).float()[None]  # the first moves down by two
+def test_the_distance_is_that_to_a_mover_or_to_where_it_will_be():
+    movers = Movers(2, 2, 3, (8, 8), 5, 3)
+    places = torch.tensor([[[-2.5, 1.5], [0.0, 0.0]]])  # row 1, column 5; the second is not there
+    there = torch.tensor([[1.0, 0.0]])
+    fates, spot = torch.tensor([[GOES, COMES]]), torch.tensor([3.5, 1.5])  # row 7, column 5
+    going = Going(fates, torch.tensor([[[2, 0], [0, 0]]]), spot.expand(1, 2, 2))
 
-    distance = movers.distance(places, shares, (8, 8))
+    distance = movers.distance(places, there, going)
+    gone = movers.distance(places, there, going._replace(fates=torch.tensor([[GONE, GONE]])))
 
     assert distance[0, 0, [1, 3], 5].tolist() == [0, 0]
     assert distance[0, 0, 2, 5] == 1 / 4 and distance[0, 0, 3, 3] == 1 and distance[0, 0, 7, 5] == 16 / 4
     assert distance[0, 1, 7, 5] == 0 and distance[0, 1, 5, 3] == 2
+    assert gone[0, 0, 1, 5] == 0 and gone[0, 0, 3, 5] == 1 and gone[0, 1].min() > 1000
+
+
+def test_what_comes_is_marked_at_its_spot():
+    movers = Movers(2, 2, 3, (8, 8), 5, 3)
+
+    marks = movers.coming(movers.likeliest(foretold([GOES, COMES], [[0, 0], [0, 0]])))
+
+    assert marks[0, 0].abs().max() == 0 and marks[0, 1, 1, 6] == 1
+    assert marks[0, 1, 2, 7] == 0.5 and marks[0, 1].sum() == 1 + 8 * 0.5
 
 
 def test_movers_spread_over_what_moves_each_drawn_to_the_nearest():
-    movers = Movers(2, 2, 3, (8, 8), 5)
+    movers = Movers(2, 2, 3, (8, 8), 5, 3)
     places = torch.tensor([[[-2.5, 1.5], [3.5, 1.5]]], requires_grad=True)  # row 1 and row 7
     weights = torch.zeros(1, 8, 8)
     weights[0, 1, 4] = 3.0  # left of the first by a column, half its reach
@@ -83,7 +119,7 @@ def test_movers_spread_over_what_moves_each_drawn_to_the_nearest():
 
 
 def test_what_differs_from_the_usual_picture_counts_where_something_happens_in_the_clip():
-    movers = Movers(1, 2, 3, (8, 8), 5)
+    movers = Movers(1, 2, 3, (8, 8), 5, 3)
     pixels = torch.zeros(2, 3, 3, 8, 8)
     pixels[0, :, :, 0, 0] = 1.0  # a figure that stays
     pixels[0, 1, :, 4, 4] = 0.5  # something that passes
@@ -95,42 +131,87 @@ def test_what_differs_from_the_usual_picture_counts_where_something_happens_in_t
     assert torch.equal(weights, expected)
 
 
-def test_shifts_keep_what_walks_by_whole_pixels_nearest_to_where_it_really_is():
-    down = torch.tensor([0.0, 0.6, 1.2, 1.8, 2.4])
+def test_what_walks_by_whole_pixels_stays_nearest_to_where_it_really_is():
+    movers, down = Movers(1, 2, 3, (8, 8), 5, 3), torch.tensor([0.0, 0.6, 1.2, 1.8, 2.4])
     places = torch.stack([down, -down], 1)[None, :, None].repeat(2, 1, 1, 1)
-    found = Places(places, torch.ones(2, 5, 1))
 
-    own, taken = shifts_to_take(found, torch.tensor([0, 2]), reach=2)
+    own, goings = walk(movers, Places(places, torch.ones(2, 5, 1)), torch.tensor([0, 2]))
 
+    taken = torch.stack([going.shifts for going in goings], 1)
     assert taken[0, :, 0, 0].tolist() == [1, 0, 1, 0] and taken[0, :, 0, 1].tolist() == [-1, 0, -1, 0]
     assert own[0, :, 0, 0].tolist() == [0, 1, 1, 2, 2]
     assert taken[1, :, 0, 0].tolist() == [1, 1, 1, 0]  # from frame to frame first, then it walks on from 1.2
     assert own[1, :, 0, 0].tolist() == pytest.approx([0, 0.6, 1.2, 2.2, 2.2])
 
 
-def test_what_vanishes_or_jumps_is_not_followed():
-    places = torch.tensor([0.0, 1.0, 0.0, 7.0])[None, :, None, None].repeat(1, 1, 1, 2)
-    found = Places(places, torch.tensor([1.0, 1.0, 0.0, 1.0])[None, :, None])
+def test_what_vanishes_is_gone_and_what_jumps_comes():
+    movers = Movers(1, 3, 3, (8, 8), 5, 3)
+    places = torch.tensor([0.0, 1.0, 0.0, 7.0, 0.0])[None, :, None, None].repeat(1, 1, 1, 2)
 
-    own, taken = shifts_to_take(found, torch.tensor([0]), reach=3)
+    own, goings = walk(
+        movers, Places(places, torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])[None, :, None]), torch.tensor([0])
+    )
 
-    assert taken[0, :, 0, 0].tolist() == [1, 0, 0] and torch.equal(own, places)
-    always_there = found._replace(amounts=torch.ones(1, 4, 1))
-    assert shifts_to_take(always_there, torch.tensor([0]), reach=3)[1][0, 2].tolist() == [[0, 0]]
+    assert [going.fates.item() for going in goings] == [GOES, GONE, COMES, COMES] and torch.equal(own, places)
+    assert [going.shifts[0, 0, 0].item() for going in goings] == [1, 0, 0, 0] and goings[2].spots[0, 0, 0] == 7
 
 
-def test_a_shift_that_was_seen_overrules_the_likeliest_one():
-    movers = Movers(2, 2, 3, (8, 8), 5)
-    logits = F.one_hot(torch.tensor([[0, 2], [4, 2]]), 5).float()[None]  # up by two, and down by two
-    seen = Sighting(torch.tensor([[[1.0, -1.0], [1.0, -1.0]]]), torch.tensor([[True, False]]))
+def test_the_error_of_what_is_foretold_is_the_cross_entropy_of_the_parts_that_count():
+    foresight = foretold([GOES, COMES], [[1, 0], [0, 0]])
+    spots = torch.tensor([[[0.0, 0.0], [1 - 3.5, 6 - 3.5]]])
+    real = Going(torch.tensor([[GOES, COMES]]), torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]), spots)
 
-    shares = movers.choose(logits, seen)
+    error = fate_error(foresight, real)
 
-    assert shares.argmax(3)[0].tolist() == [[3, 1], [4, 2]] and torch.equal(movers.choose(logits, None), logits)
+    one_of = {count: math.log(1 + (count - 1) / math.e) for count in (3, 5, 8)}
+    assert error.item() == pytest.approx((2 * one_of[3] + one_of[5] + one_of[5] + 1 + 2 * one_of[8]) / 2, abs=1e-5)
+
+
+def test_the_error_of_events_is_the_cross_entropy_of_rewards_and_the_end():
+    events = torch.tensor([[0.0, 2.0, 0.0, 1.0, 0.0]])  # two players, two values; the end
+    rewards = torch.tensor([[1, 0]])
+
+    error = event_error(events, rewards, torch.tensor([1.0]))
+
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.e)
+    assert error.item() == pytest.approx((right + wrong) / 2 + math.log(2), abs=1e-5)
+
+
+def test_a_trail_tells_where_a_mover_was_last_how_fast_and_how_long_ago_and_how_far_it_is_from_where_it_was_thought():
+    movers, kept = Movers(1, 2, 3, (8, 8), 5, 3), torch.zeros(1, 7)
+
+    def seen(places, there):
+        rows = torch.tensor(places)[None, :, None, None].expand(-1, -1, -1, 2)
+        return Places(rows, torch.tensor(there)[None, :, None])
+
+    def keep(trail, thought):
+        return torch.cat([torch.full((1, 2), thought), *(part.flatten(1) for part in trail)], 1)
+
+    first, apart = movers.trail(seen([0.0, 0.0, 1.0], [0.0, 0.0, 1.0]), kept)
+    assert [part[0, 0, 0].item() for part in first] == [1, 0, 0] and apart.abs().max() == 0
+    second, apart = movers.trail(seen([0.0, 1.0, 3.0], [0.0, 1.0, 1.0]), keep(first, 2.4))
+    assert [part[0, 0, 0].item() for part in second] == [3, AGEING * 2, 0]
+    assert apart[0, 0].tolist() == pytest.approx([0.4, 0.4])  # it was thought to go by 2.4, and went by 2
+    third, apart = movers.trail(seen([1.0, 3.0, 0.0], [1.0, 1.0, 0.0]), keep(second, 2.4))
+    fourth, _ = movers.trail(seen([3.0, 0.0, 0.0], [1.0, 0.0, 0.0]), keep(third, 2.4))
+    assert [part[0, 0, 0].item() for part in fourth] == [3, AGEING * 2, 2] and apart.abs().max() == 0
+
+
+def test_what_was_seen_of_movers_overrules_what_is_foretold_where_they_are_led(tiny_config, tiny_spec):
+    motion = WorldModel(tiny_config.override({"motion.movers": 2, "motion.reach": 2}), tiny_spec).motion
+    foresight = Foresight(*(torch.cat([part, part]) for part in foretold([GOES, GONE], [[1, 0], [0, 0]])))
+    seen = Going(torch.full((2, 2), COMES), torch.full((2, 2, 2), -1.0), torch.full((2, 2, 2), 0.5))
+
+    going = motion.foretold(foresight, Hints(movers=seen, led=torch.tensor([True, False])))
+
+    assert going.fates.tolist() == [[COMES, COMES], [GOES, GONE]]
+    assert going.shifts[:, 0].tolist() == [[-1, -1], [1, 0]] and going.spots[0, 0].tolist() == [0.5, 0.5]
+    assert motion.foretold(foresight, Hints()).fates.tolist() == [[GOES, GONE]] * 2
+    assert motion.foretold(foresight, Hints(movers=seen)) is seen
 
 
 def test_a_mover_is_seen_to_go_by_whole_pixels_unless_it_is_gone_or_too_far_off():
-    movers, pictures = Movers(1, 2, 3, (8, 8), 5), torch.zeros(4, 2, 3, 8, 8)
+    movers, pictures = Movers(1, 2, 3, (8, 8), 5, 3), torch.zeros(4, 2, 3, 8, 8)
     with torch.no_grad():  # it is what is bright
         movers.seek.weight.zero_()[:, :, 2, 2] = 1.0
         movers.tell.weight.fill_(1.0)
@@ -141,12 +222,13 @@ def test_a_mover_is_seen_to_go_by_whole_pixels_unless_it_is_gone_or_too_far_off(
 
     seen = movers.sight(*pictures.unbind(1))
 
-    assert seen.sure[:, 0].tolist() == [True, False, False, True]
-    assert seen.motion[0, 0].tolist() == [-1, 2] and seen.motion[3, 0].abs().max() <= 1
+    assert seen.fates[:, 0].tolist() == [GOES, GONE, COMES, GOES]
+    assert seen.shifts[0, 0].tolist() == [-1, 2] and seen.shifts[3, 0].abs().max() <= 1
+    assert seen.spots[2, 0].tolist() == pytest.approx([0.5, 2.5], abs=1e-3)
 
 
 def test_what_is_usual_is_the_mean_of_what_was_seen_lately():
-    movers = Movers(1, 2, 3, (8, 8), 5)
+    movers = Movers(1, 2, 3, (8, 8), 5, 3)
 
     movers.remember_usual(torch.full((2, 3, 3, 8, 8), 0.5))
     first = movers.usual.clone()
@@ -154,6 +236,9 @@ def test_what_is_usual_is_the_mean_of_what_was_seen_lately():
 
     assert torch.equal(first, torch.full((3, 8, 8), 0.5))
     assert torch.allclose(movers.usual, torch.full((3, 8, 8), 0.5 + HABIT * 0.5))
+    movers.remember_common(torch.ones(2, 3, 1, 8, 8))
+    movers.remember_common(torch.zeros(2, 3, 1, 8, 8))
+    assert movers.common.tolist() == pytest.approx([64 * (1 - HABIT)])
 
 
 def test_movers_learn_along_whole_clips_what_no_frame_shows(tiny_config, tiny_spec):
@@ -194,7 +279,7 @@ def test_movers_learn_along_whole_clips_what_no_frame_shows(tiny_config, tiny_sp
     assert learned["course"] < 0.5 * 0.69 / 2
     with torch.no_grad():
         standing = movers_errors(model, play(8), torch.zeros(8, 9, 2), 1, replay, random, standing=False)
-    assert list(standing) == ["course"]
+    assert list(standing) == ["course", "told"]
 
 
 def test_movers_and_the_camera_learn_in_stages_of_their_own(tiny_config, tiny_spec):

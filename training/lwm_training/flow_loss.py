@@ -49,7 +49,8 @@ def flow_unroll(model: WorldModel, batch: Batch, context: int) -> dict[str, Tens
     action = model.embed(batch.actions[:, steps.start :].flatten(0, 1))
     still, blank = (action.new_zeros(len(action), dim) for dim in (4, model.config.motion.memory_dim))
     _, features = model.motion.look(frames, torch.cat([action, still], 1), blank)
-    copy, _, field = model.motion.flow(features, frames[:, -1])
+    field = model.motion.flow.estimate(features)
+    copy, _ = model.motion.flow.move(frames[:, -1], field)
     seen = Sighting(*(part[:, steps.start :].flatten(0, 1) for part in sightings(model, batch)))
     errors = {
         "flow": flow_error(copy, batch.pixels[:, context:].flatten(0, 1)),

@@ -1,5 +1,6 @@
 """What a game shows, as uint8 RGB frames (H, W, 3), whatever order, stack or colour it comes in."""
 
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -68,13 +69,20 @@ def resize(frames: np.ndarray, size: tuple[int, int] | None, shrink: Shrink = "m
 
 
 def _brightest(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    colours = frames.astype(np.uint32)
-    packed = colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
-    packed |= colours.sum(-1, dtype=np.uint32) // 3 << 24  # the brightness decides, then the colour, so it is one pixel
+    order = slice(None, None, -1) if sys.byteorder == "little" else slice(None)
+    packed = np.empty((*frames.shape[:3], 4), np.uint8)[..., order]  # most significant first
+    total = frames[..., 0].astype(np.uint16)
+    for colour in (1, 2):
+        total += frames[..., colour]
+    packed[..., 0] = total // 3  # the brightness decides, then the colour, so it is one pixel
+    packed[..., 1:] = frames
+    values = packed[..., order].view(np.uint32)[..., 0]
     for axis, count in ((1, size[0]), (2, size[1])):
-        length = packed.shape[axis]
+        length = values.shape[axis]
         first = np.arange(count) * length // count
         last = -(-np.arange(1, count + 1) * length // count) - 1
-        steps = range((last - first).max() + 1)
-        packed = np.maximum.reduce([packed.take(np.minimum(first + step, last), axis) for step in steps])
-    return np.stack([packed >> shift & 255 for shift in (16, 8, 0)], -1).astype(np.uint8)
+        brightest = values.take(first, axis)
+        for step in range(1, (last - first).max() + 1):
+            np.maximum(brightest, values.take(np.minimum(first + step, last), axis), out=brightest)
+        values = brightest
+    return np.ascontiguousarray(values[..., None].view(np.uint8)[..., order][..., 1:])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lwm_env.belief import Belief, Proposal
 from lwm_env.errors import ConfigMismatch
-from lwm_env.motion import FLOW
+from lwm_env.motion import FLOW, Hints
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
@@ -33,11 +33,13 @@ class LossWeights:
     codec: float = 4.0
     edges: float = 2.0  # on differences of neighbouring pixels, beside every picture loss
     squared: float = 0.0  # of the squared error, beside every picture loss; absolute errors alone never learn a ball
+    coarse: float = 1  # pixels averaged along a side before pictures are compared, so that texture teaches no blur
     changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
     ends: float = 0.0  # on latents near the ends of their range, where tanh has no gradient, beside the codec's loss
     moved: float = 4.0
     spots: float = 1.0  # of a stage for the movers alone: where they stand; 0 leaves them there, which is faster
-    course: float = 0.3  # and where they go
+    course: float = 0.3  # and what becomes of them
+    told: float = 0.3  # and what happens then
     choice: float = 0.0  # see `choice_error`
     flow: float = 4.0  # see `flow_error`
     motion: float = 1.0  # distance in pixels from the motion found by registration, where it is sure
@@ -89,14 +91,13 @@ def moved_by(model: WorldModel, belief: Belief, proposal: Proposal) -> Sighting:
 
 def guidance(
     model: WorldModel, belief: Belief, target: Tensor, camera: Sighting, guided: Tensor
-) -> tuple[Sighting, Sighting | None]:
+) -> tuple[Sighting, Hints]:
     """How the camera and the movers go to the target (B, 3, H, W), as far as it is seen and in `guided` clips (B,)."""
-    movers = None
+    hints = Hints()
     if model.motion.movers is not None:
         with torch.no_grad():
-            seen = model.motion.movers.sight(belief.frames[:, -1], target)
-        movers = Sighting(seen.motion, seen.sure & guided[:, None])
-    return Sighting(camera.motion, camera.sure & guided), movers
+            hints = Hints(movers=model.motion.movers.sight(belief.frames[:, -1], target), led=guided)
+    return Sighting(camera.motion, camera.sure & guided), hints
 
 
 class Drawn(NamedTuple):
@@ -125,7 +126,7 @@ def step_errors(
         from_truth = from_truth & (astray < ASTRAY)
         latent = torch.where(from_truth[:, None, None, None], true_latent, predicted)
     drawn = tokenizer.decode(latent, proposal.moved)
-    reward_logits, end_logit = model.events(proposal.hidden, proposal.moved_latent, latent)
+    reward_logits, end_logit = model.happenings(proposal, latent)
     tokens = F.cross_entropy(proposal.logits.transpose(1, 2), tokenizer.indices(true_latent), reduction="none")
     rewards = F.cross_entropy(reward_logits.flatten(0, 1), batch.rewards[:, t].flatten(), reduction="none")
     ends = F.binary_cross_entropy_with_logits(end_logit, batch.ends[:, t], reduction="none")
@@ -134,12 +135,16 @@ def step_errors(
         mask = changes(batch.pixels[:, t], target)
         emphasised = emphasis(mask, weights.changed)
         tokens = tokens * emphasis(F.max_pool2d(mask, tokenizer.config.patch), weights.changed)
+
+    def wrong(picture: Tensor) -> Tensor:
+        side = int(weights.coarse)
+        pictures = [None if x is None else F.avg_pool2d(x, side) for x in (picture, target, emphasised)]
+        return mean_valid(picture_error(*pictures[:2], weights.edges, pictures[2], weights.squared), seen_alike)
+
     losses = {
-        "moved": mean_valid(
-            picture_error(proposal.moved, target, weights.edges, emphasised, weights.squared), seen_alike
-        ),
+        "moved": wrong(proposal.moved),
         "tokens": mean_valid(tokens, seen_alike),
-        "drawn": mean_valid(picture_error(drawn, target, weights.edges, emphasised, weights.squared), seen_alike),
+        "drawn": wrong(drawn),
         "reward": mean_valid(rewards.view(len(alike), -1), alike),
         "end": mean_valid(ends, alike),
     }
@@ -186,8 +191,8 @@ def unroll_errors(
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
-        camera, movers = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided)
-        proposal = model.propose(belief, batch.actions[:, t], camera, movers)
+        camera, hints = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided)
+        proposal = model.propose(belief, batch.actions[:, t], camera, hints)
         followed = followed & (sighting.sure | guided)
         if model.flows:
             errors = {"motion": flow_distance(model.motion.flow, proposal.estimate, sighting)}
@@ -210,6 +215,8 @@ def unroll_errors(
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value / len(steps)
         belief = model.commit(belief, proposal, picture)
+        memory = torch.where(dreams[:, None], belief.memory, model.motion.landed(belief.memory))
+        belief = belief._replace(memory=memory)
     some = batch.pixels[: -(-len(batch.pixels) // 4)]  # a quarter of the clips
     codec = codec_error(model.tokenizer, some[:, 0], some[:, 1], weights.edges, weights.changed, weights.squared)
     totals["codec"] = codec.mean()

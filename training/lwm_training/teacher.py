@@ -108,7 +108,7 @@ class Teaching(nn.Module):
         theirs = told.proposal
         with torch.no_grad():
             seen = self.teacher.tokenizer.quantize(self.teacher.tokenizer.encode(picture))
-            reward, end = self.teacher.events(theirs.hidden, theirs.moved_latent, seen)
+            reward, end = self.teacher.happenings(theirs, seen)
             hidden = F.layer_norm(theirs.hidden.movedim(1, -1), theirs.hidden.shape[1:2]).movedim(-1, 1)
         ours = self.hidden_adapter(on_grid(proposal.hidden, hidden.shape[-2:]))
         return {

@@ -173,8 +173,10 @@ class Flow(nn.Module):
 
 
 def _taken(picture: Tensor, places: Tensor) -> Tensor:
-    """The pixels (B, C, H, W) of a picture that are at whole places (B, 2, H, W)."""
-    index = (places[:, 0] * picture.shape[3] + places[:, 1]).long().flatten(1)
+    """The pixels (B, C, H, W) of a picture that are at whole places (B, 2, H, W); one that is not a number takes the
+    first, so that what follows can say so."""
+    last = picture.shape[2] * picture.shape[3] - 1
+    index = (places[:, 0] * picture.shape[3] + places[:, 1]).long().flatten(1).clamp(0, last)
     taken = picture.flatten(2).gather(2, index[:, None].expand(-1, picture.shape[1], -1))
     return taken.view(len(picture), -1, *places.shape[2:])
 

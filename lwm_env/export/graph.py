@@ -96,15 +96,17 @@ def _importable(package: str) -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter warns of libraries it does not need and of its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 # -- operators that not every runtime has, or that are slow, in terms of others ---------------------------------------

@@ -156,6 +156,13 @@ def step_errors(
     return losses, Drawn(drawn, reward_logits, end_logit)
 
 
+def go_on(model: WorldModel, belief: Belief, proposal: Proposal, picture: Tensor, dreams: Tensor) -> Belief:
+    """The belief with the next picture (B, 3, H, W), which is a real one where the clip is no dream (B,)."""
+    belief = model.commit(belief, proposal, picture)
+    memory = torch.where(dreams[:, None], belief.memory, model.motion.landed(belief.memory))
+    return belief._replace(memory=memory)
+
+
 def unroll_errors(
     model: WorldModel,
     batch: Batch,
@@ -214,9 +221,7 @@ def unroll_errors(
             taught = teaching.follow(taught, told, picture)
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value / len(steps)
-        belief = model.commit(belief, proposal, picture)
-        memory = torch.where(dreams[:, None], belief.memory, model.motion.landed(belief.memory))
-        belief = belief._replace(memory=memory)
+        belief = go_on(model, belief, proposal, picture, dreams)
     some = batch.pixels[: -(-len(batch.pixels) // 4)]  # a quarter of the clips
     codec = codec_error(model.tokenizer, some[:, 0], some[:, 1], weights.edges, weights.changed, weights.squared)
     totals["codec"] = codec.mean()

@@ -18,7 +18,7 @@ import numpy as np
 from lwm_env import __version__
 from lwm_env.errors import InvalidInput, StorageError
 
-SAMPLES = 60  # of the metrics in a run, about
+SAMPLES = 240  # of the metrics in a run, about
 MIN_SAMPLE_SECONDS = 1.0
 METRICS = (
     "process_resident_memory_bytes", "process_open_fds", "lwm_engine_memory_bytes", "lwm_engine_restarts",

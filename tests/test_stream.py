@@ -15,7 +15,7 @@ from lwm_env.tokenizer import to_pixels
 from lwm_training.clips import Clips
 from lwm_training.prompts import LENGTH, NUM_PROMPTS, choose, prompt_bank
 from lwm_training.recipe import Data
-from lwm_training.stream import STEPS_PER_SHARD, Shard, Stored, Stream, open_data
+from lwm_training.stream import Shard, Stored, Stream, open_data
 
 GAME = "LwmTest/Lives-v0"
 DATA = Data(num_envs=3, shard_steps=40, policy="random")
@@ -90,19 +90,29 @@ def test_clips_have_the_documented_shapes_and_types(drawn):
     assert drawn.terminations.shape == drawn.valid.shape == (200, 8)
 
 
-@pytest.mark.parametrize("step", [0, 7, STEPS_PER_SHARD, 3 * STEPS_PER_SHARD + 1])
+@pytest.mark.parametrize("step", [0, 7, DATA.shard_lasts, 3 * DATA.shard_lasts + 1])
 def test_a_new_stream_draws_the_same_clips_at_a_step(spec, step):
     used = Stream(spec, DATA, seed=3)
-    for earlier in (0, STEPS_PER_SHARD, 1):
+    for earlier in (0, DATA.shard_lasts, 1):
         used.clips(earlier, 2, 3)
 
     assert_equal(used.clips(step, 4, 6, 2), Stream(spec, DATA, seed=3).clips(step, 4, 6, 2))
 
 
+def test_a_stage_may_say_how_long_a_shard_lasts(spec):
+    stream = Stream(spec, DATA, seed=3)
+
+    def envs_of(step: int, lasts: int | None) -> bytes:
+        stream.clips(step, 1, 3, shard_lasts=lasts)
+        return stream._shard.actions.tobytes()
+
+    assert envs_of(9, 5) == envs_of(5, 5) == envs_of(5, 1) != envs_of(4, 5) == envs_of(199, None)
+
+
 def test_other_steps_shards_seeds_and_processes_draw_other_clips(spec):
     seen = {
         Stream(spec, DATA, seed, rank=rank).clips(step, 8, 6).actions.tobytes()
-        for seed, step, rank in [(0, 0, 0), (0, 1, 0), (0, STEPS_PER_SHARD, 0), (1, 0, 0), (0, 0, 1), (0, 1, 1)]
+        for seed, step, rank in [(0, 0, 0), (0, 1, 0), (0, DATA.shard_lasts, 0), (1, 0, 0), (0, 0, 1), (0, 1, 1)]
     }
 
     assert len(seen) == 6

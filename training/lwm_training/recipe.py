@@ -41,6 +41,7 @@ class Data(_Strict):
     policy: Text = "sticky"
     prompt_policy: Text | None = None  # who plays what the prompt bank is chosen from, if not `policy`
     shard_steps: Positive = 256  # steps that every env plays for one shard
+    shard_lasts: Positive = 200  # steps of training that draw their clips from one shard
     event_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of a stream's clips, drawn where a reward or an end is
 
     @model_validator(mode="after")
@@ -64,6 +65,7 @@ class Stage(_Strict):
     learning_rate: PositiveFloat
     batch_size: Positive | None = None  # clips in a step, if not `train.batch_size`
     event_share: Annotated[float, Field(ge=0, le=1)] | None = None  # of a stream, if not `data.event_share`
+    shard_lasts: Positive | None = None  # likewise
     warmup: Annotated[int, Field(ge=0)] = 0  # steps over which the learning rate rises from 0
     decay: bool = True  # whether it falls in the second half
     unroll: Positive = 1  # steps predicted from the model's own output

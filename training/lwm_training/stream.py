@@ -1,8 +1,8 @@
 """Real play made while training: no disk, and the batch of a step depends on (seed, step, rank) alone.
 
-A shard is `num_envs` copies of the game played for `shard_steps` steps; consecutive steps draw their clips from one
-shard, so a resumed run plays that shard again and goes on as if it had never stopped. Each of several processes, which
-its rank tells, plays games of its own.
+A shard is `num_envs` copies of the game played for `shard_steps` steps; `shard_lasts` consecutive steps of training
+draw their clips from one shard, so a resumed run plays that shard again and goes on as if it had never stopped. Each of
+several processes, which its rank tells, plays games of its own.
 """
 
 import os
@@ -25,7 +25,6 @@ from lwm_training.sources import open_spec_source
 if TYPE_CHECKING:
     from lwm_training.episodes import EpisodeStore
 
-STEPS_PER_SHARD = 200
 Sight = Callable[[Tensor, Tensor], Sighting]  # of pictures (B, 3, H, W) before and after
 
 
@@ -111,7 +110,7 @@ class Stream:
 
     def __init__(self, spec: WorldSpec, data: Data, seed: int, split: str = "train", rank: int = 0) -> None:
         self.spec, self.data, self.seed, self.split, self.rank = spec, data, seed, split, rank
-        self._number: int | None = None
+        self._first: int | None = None  # step of training that the shard is for
         self._shard: Shard | None = None
 
     def clips(
@@ -122,13 +121,14 @@ class Stream:
         min_steps: int = 0,
         sight: Sight | None = None,
         event_share: float | None = None,
+        shard_lasts: int | None = None,
     ) -> Clips:
-        """The batch of a training step; with `sight` its sightings are found once and not again and again, and a share
-        of None is the recipe's."""
-        number = step // STEPS_PER_SHARD
-        if number != self._number or self._shard is None:
-            seed = int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0] >> 2)
-            self._shard, self._number = Shard(self.spec, self.data, seed, self.split), number
+        """The batch of a training step; with `sight` its sightings are found once and not again and again. What is None
+        is the recipe's."""
+        first = step - step % (shard_lasts or self.data.shard_lasts)
+        if first != self._first or self._shard is None:
+            seed = int(np.random.SeedSequence([self.seed, first, self.rank]).generate_state(1)[0] >> 2)
+            self._shard, self._first = Shard(self.spec, self.data, seed, self.split), first
         return self._shard.clips(
             np.random.default_rng([self.seed, step, self.rank]),
             batch,
@@ -153,6 +153,7 @@ class Stored:
         min_steps: int = 0,
         sight: Sight | None = None,
         event_share: float | None = None,
+        shard_lasts: int | None = None,
     ) -> Clips:
         """The batch of a training step; what a store holds is neither seen before nor chosen."""
         rng = np.random.default_rng([self.seed, step, self.rank])

@@ -150,7 +150,7 @@ class Run:
             log_book.step(bar, place, losses, frames, self._share(stage))
             if self.progress.seconds - saved > 60 * self.recipe.train.checkpoint_minutes:  # a clock all agree on
                 self.save(_plain(optimizer), log_book)
-                log_book.frames(self.model, self._some_pictures(), self.progress.total_steps)
+                log_book.frames(self.model, self._some_pictures(stage), self.progress.total_steps)
                 saved = self.progress.seconds
         bar.close()
         done = {"name": stage.name, "steps": self.progress.step, "seconds": round(self.progress.seconds, 1)}
@@ -189,7 +189,8 @@ class Run:
         context = 1 if stage.trains == "tokenizer" else self._context(stage, seed, step)
         batch = len(range(rank, stage.batch_size or self.recipe.train.batch_size, world))
         sight = sight_of(self.model) if self._seen_before(stage) else None
-        clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sight, stage.event_share)
+        length, stream = context - 1 + stage.unroll, (sight, stage.event_share, stage.shard_lasts)
+        clips = self.data.clips(step, batch, length, context - 1, *stream)
         scale = learning_rate(stage, self.progress.step, self._share(stage)) * self.guard.learning_rate_scale
         for group in optimizer.param_groups:
             group["lr"] = scale
@@ -207,8 +208,10 @@ class Run:
         self.progress.total_steps += 1
         return {**{name: value.detach() for name, value in losses.items()}, "gradient_norm": norm.detach()}, verdict
 
-    def _some_pictures(self) -> Tensor:
-        return as_batch(self.data.clips(self.progress.total_steps, 8, 1), self.model).pixels[:, 0]
+    def _some_pictures(self, stage: Stage) -> Tensor:
+        """Of the shard of the last step, so that none is played for them."""
+        clips = self.data.clips(self.progress.total_steps - 1, 8, 1, shard_lasts=stage.shard_lasts)
+        return as_batch(clips, self.model).pixels[:, 0]
 
     def _context(self, stage: Stage, seed: int, step: int) -> int:
         generator = torch.Generator().manual_seed(seed * 7919 + step)

@@ -10,7 +10,7 @@ import torch
 from lwm_env.spec import WorldSpec
 from lwm_training.inverse_dynamics import FRAMES, InverseDynamics
 from lwm_training.recipe import Data
-from lwm_training.stream import STEPS_PER_SHARD, open_data
+from lwm_training.stream import open_data
 
 BATCH, RATE, WARMUP = 128, 2e-3, 20
 _STATISTICS = 16  # batches that the features are normalised over
@@ -57,7 +57,7 @@ def train_idm(
         share = lesson.share(step, time.perf_counter() - begin)
         progress(share, loss.item())
     net.eval().requires_grad_(False)
-    first = (step - 1) // STEPS_PER_SHARD * STEPS_PER_SHARD  # of the shard that is there
+    first = step - 1 - (step - 1) % data.shard_lasts  # of the shard that is there
     features = torch.cat([net(_batch(clips, first + index)[0])[1] for index in range(_STATISTICS)])
     net.feature_mean.copy_(features.mean(0))
     net.feature_scale.copy_(features.std(0).clamp(min=1e-3))

@@ -10,6 +10,7 @@ same numbers.
 Shapes: B worlds, K context frames, M movers, R pixels of reach, H x W pixels, E logits of events.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from lwm_env.layers import Pointwise, sine_and_cosine
 
 WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every motion within reach is felt
 SEEKERS = 8  # channels that look for the movers
-CARRY = 64  # numbers kept from step to step: what no frame shows, such as a paddle's knob turned beyond the field's end
+CARRY = 128  # numbers kept from step to step: what no frame shows, such as a knob turned beyond the field's end
 FOLLOWED = (2, 2, 2, 1)  # numbers kept of a mover: its motion as foretold, place, speed, how long ago it was there
 APART = 1.0  # pixels at most between a mover, which goes by whole ones, and where it is thought to be
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
@@ -31,6 +32,8 @@ GOES, COMES, GONE = range(FATES)
 NEVER = 1e4  # nats by which what cannot be is less likely
 SHARP = 4  # a power, which a pixel that looks only a little like a mover does not survive
 WAVELENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # pixels, of the waves that tell a place exactly
+TOUCHES = (2.0, 4.0, 8.0, 16.0)  # and of those that tell how two movers lie to each other
+NEAR = 16.0  # pixels apart from which on two movers do not count for each other
 WAITS = (8.0, 32.0, 128.0)  # steps, of the waves that tell how long ago a mover was there
 AGEING = 0.5  # how much of a mover's speed is that of its last step
 HOMING = 10.0  # how fast it is learned where a mover is looked for
@@ -77,11 +80,14 @@ class Movers(nn.Module):
         frame_size: tuple[int, int],
         condition_dim: int,
         num_events: int,
-        hidden_dim: int = 128,
+        hidden_dim: int = 256,
     ) -> None:
         super().__init__()
         self.count, self.reach = count, reach
         course_dim = count * (3 * context_frames + 4 + 4 * len(WAVELENGTHS) + 2 * len(WAITS))
+        pairs = torch.tensor([*itertools.combinations(range(count), 2)]).long().view(-1, 2)
+        self.register_buffer("pairs", pairs, persistent=False)
+        course_dim += len(self.pairs) * (3 + 4 * len(TOUCHES))
         self.carry_dim = CARRY + sum(FOLLOWED) * count
         self.register_buffer("usual", torch.zeros(3, *frame_size))
         self.register_buffer("common", torch.zeros(count))
@@ -155,7 +161,7 @@ class Movers(nn.Module):
         """
         carry, trail = carry.tensor_split([CARRY], 1)
         trail, apart = self.trail(found, trail)
-        course = self.course(found, trail, apart)
+        course = torch.cat([self.course(found, trail, apart), self.meetings(found)], 1)
         hidden = self.think(self.enter(course) + self.condition(condition))
         carry = self.remember(torch.cat([hidden, condition], 1), carry)
         decided = self.decide(torch.cat([hidden, carry], 1))
@@ -196,6 +202,18 @@ class Movers(nn.Module):
         turns = torch.cat([*waves, *waits], 2).flatten(1)
         rough = torch.cat([place / 16, speed / 2, apart], 2)
         return torch.cat([x.flatten(1) for x in (rough, *sine_and_cosine(turns), steps, there)], 1)
+
+    def meetings(self, found: Places) -> Tensor:
+        """How any two movers lie to each other in the last of K frames, the less the further apart they are: a ball
+        leaves a paddle as it meets it. (B, pairs (3 + 4 TOUCHES))."""
+        places, there = (x[:, -1] for x in found)
+        one, other = self.pairs.unbind(1)
+        away = places[:, other] - places[:, one]
+        near = F.relu(1 - away.abs().amax(2, keepdim=True) / NEAR) * (there[:, one] * there[:, other])[..., None]
+        turns = torch.cat([2 * math.pi / length * away for length in TOUCHES], 2)
+        sine, cosine = sine_and_cosine(turns.flatten(1))
+        waves = torch.cat([sine.view_as(turns), cosine.view_as(turns)], 2)
+        return torch.cat([near, near * away / 4, near * waves], 2).flatten(1)
 
     def distance(self, place: Tensor, there: Tensor, going: Going) -> Tensor:
         """How far each pixel is from a mover's place (B, M, 2), if it is `there` (B, M), or from where it will be,

@@ -9,7 +9,21 @@ import torch.nn.functional as F
 
 from lwm_env.errors import ConfigMismatch
 from lwm_env.motion import Hints
-from lwm_env.movers import AGEING, COMES, FATES, GOES, GONE, HABIT, THERE, Foresight, Going, Movers, Places
+from lwm_env.movers import (
+    AGEING,
+    COMES,
+    FATES,
+    GOES,
+    GONE,
+    HABIT,
+    NEAR,
+    THERE,
+    TOUCHES,
+    Foresight,
+    Going,
+    Movers,
+    Places,
+)
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
 from lwm_training.mover_loss import FEW, SHARING, event_error, fate_error, movers_errors, spread, walk, what_moves
@@ -195,6 +209,20 @@ def test_a_trail_tells_where_a_mover_was_last_how_fast_and_how_long_ago_and_how_
     third, apart = movers.trail(seen([1.0, 3.0, 0.0], [1.0, 1.0, 0.0]), keep(second, 2.4))
     fourth, _ = movers.trail(seen([3.0, 0.0, 0.0], [1.0, 0.0, 0.0]), keep(third, 2.4))
     assert [part[0, 0, 0].item() for part in fourth] == [3, AGEING * 2, 2] and apart.abs().max() == 0
+
+
+def test_how_two_movers_lie_to_each_other_counts_the_less_the_further_apart_they_are():
+    movers = Movers(3, 4, 2, (64, 64), 5, 3)
+    now = torch.tensor([[10.0, -4.0], [11.0, 0.0], [10.0, -4.0 - NEAR]])
+    places = torch.stack([torch.zeros(3, 2), now])[None].expand(2, -1, -1, -1)
+    there = torch.tensor([[[1.0, 1, 1]] * 2, [[1, 1, 1], [1, 0, 1]]])
+
+    met, gone = movers.meetings(Places(places, there)).view(2, 3, 3 + 4 * len(TOUCHES))
+
+    near, turn = 1 - 4 / NEAR, 2 * math.pi / TOUCHES[1]
+    assert met[0, :3].tolist() == pytest.approx([near, near * 1 / 4, near * 4 / 4])
+    assert met[0, 5:7].tolist() == pytest.approx([near * math.sin(turn), near * math.sin(4 * turn)], abs=1e-5)
+    assert not met[1:].any() and not gone.any()  # too far, and one that is not there
 
 
 def test_what_was_seen_of_movers_overrules_what_is_foretold_where_they_are_led(tiny_config, tiny_spec):

@@ -24,6 +24,7 @@ WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every
 SEEKERS = 8  # channels that look for the movers
 CARRY = 128  # numbers kept from step to step: what no frame shows, such as a knob turned beyond the field's end
 FOLLOWED = (2, 2, 2, 1)  # numbers kept of a mover: its motion as foretold, place, speed, how long ago it was there
+HIDDEN = 256  # numbers that what becomes of the movers is told from
 APART = 1.0  # pixels at most between a mover, which goes by whole ones, and where it is thought to be
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
 THERE = 0.05  # share of what there usually is of a mover from which on it is there
@@ -80,7 +81,6 @@ class Movers(nn.Module):
         frame_size: tuple[int, int],
         condition_dim: int,
         num_events: int,
-        hidden_dim: int = 256,
     ) -> None:
         super().__init__()
         self.count, self.reach = count, reach
@@ -94,15 +94,15 @@ class Movers(nn.Module):
         self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where all is as usual there is nothing
         self.tell = Pointwise(SEEKERS, count, bias=False)
         self.home = nn.Parameter(torch.zeros(count, *frame_size))  # where it is looked for
-        self.enter = nn.Linear(course_dim, hidden_dim)
-        self.condition = nn.Linear(condition_dim, hidden_dim)
-        self.think = nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
-        self.remember = nn.GRUCell(hidden_dim + condition_dim, CARRY)
-        self.decide = nn.Sequential(nn.Linear(hidden_dim + CARRY, hidden_dim), nn.SiLU())
-        self.out = nn.Linear(hidden_dim, 2 * count * (2 * reach + 3))
+        self.enter = nn.Linear(course_dim, HIDDEN)
+        self.condition = nn.Linear(condition_dim, HIDDEN)
+        self.think = nn.Sequential(nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU())
+        self.remember = nn.GRUCell(HIDDEN + condition_dim, CARRY)
+        self.decide = nn.Sequential(nn.Linear(HIDDEN + CARRY, HIDDEN), nn.SiLU())
+        self.out = nn.Linear(HIDDEN, 2 * count * (2 * reach + 3))
         nn.init.zeros_(self.out.bias)
         self.frame_size = frame_size
-        self.become = nn.Linear(hidden_dim, count * (FATES + sum(frame_size)) + num_events)
+        self.become = nn.Linear(HIDDEN, count * (FATES + sum(frame_size)) + num_events)
         self.register_buffer("shifts", torch.arange(-reach, reach + 1.0), persistent=False)
 
     def look(self, frames: Tensor) -> Tensor:

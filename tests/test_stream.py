@@ -14,7 +14,7 @@ from lwm_env.spec import DiscreteActions, RealSource, WorldSpec
 from lwm_env.tokenizer import to_pixels
 from lwm_training.clips import Clips
 from lwm_training.prompts import LENGTH, NUM_PROMPTS, choose, prompt_bank
-from lwm_training.recipe import Data
+from lwm_training.recipe import Data, Stage
 from lwm_training.stream import Shard, Stored, Stream, open_data
 
 GAME = "LwmTest/Lives-v0"
@@ -99,14 +99,17 @@ def test_a_new_stream_draws_the_same_clips_at_a_step(spec, step):
     assert_equal(used.clips(step, 4, 6, 2), Stream(spec, DATA, seed=3).clips(step, 4, 6, 2))
 
 
-def test_a_stage_may_say_how_long_a_shard_lasts(spec):
-    stream = Stream(spec, DATA, seed=3)
+def test_a_stage_may_say_how_long_a_shard_lasts_and_what_share_has_events(spec):
+    stage = Stage(name="x", trains="movers", steps=1, learning_rate=1e-3, shard_lasts=5, event_share=0.5)
 
-    def envs_of(step: int, lasts: int | None) -> bytes:
-        stream.clips(step, 1, 3, shard_lasts=lasts)
+    def played(step: int, data: Data) -> bytes:
+        stream = Stream(spec, data, seed=3)
+        stream.clips(step, 1, 3)
         return stream._shard.actions.tobytes()
 
-    assert envs_of(9, 5) == envs_of(5, 5) == envs_of(5, 1) != envs_of(4, 5) == envs_of(199, None)
+    short = stage.data(DATA)
+    assert played(9, short) == played(5, short) != played(4, short) == played(199, DATA)
+    assert short.event_share == 0.5 and short.shard_steps == DATA.shard_steps
 
 
 def test_other_steps_shards_seeds_and_processes_draw_other_clips(spec):

@@ -79,6 +79,11 @@ class Stage(_Strict):
             raise ValueError("either steps or minutes, not both")
         return self
 
+    def data(self, given: Data) -> Data:
+        """The recipe's data as this stage wants them."""
+        own = {"event_share": self.event_share, "shard_lasts": self.shard_lasts}
+        return given.model_copy(update={name: value for name, value in own.items() if value is not None})
+
 
 class Train(_Strict):
     """`[train]`. In the file `steps` or `minutes` here stand for the same in every stage, as a trial run wants."""

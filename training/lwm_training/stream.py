@@ -120,12 +120,9 @@ class Stream:
         length: int,
         min_steps: int = 0,
         sight: Sight | None = None,
-        event_share: float | None = None,
-        shard_lasts: int | None = None,
     ) -> Clips:
-        """The batch of a training step; with `sight` its sightings are found once and not again and again. What is None
-        is the recipe's."""
-        first = step - step % (shard_lasts or self.data.shard_lasts)
+        """The batch of a training step; with `sight` its sightings are found once and not again and again."""
+        first = step - step % self.data.shard_lasts
         if first != self._first or self._shard is None:
             seed = int(np.random.SeedSequence([self.seed, first, self.rank]).generate_state(1)[0] >> 2)
             self._shard, self._first = Shard(self.spec, self.data, seed, self.split), first
@@ -134,7 +131,7 @@ class Stream:
             batch,
             length,
             min_steps,
-            self.data.event_share if event_share is None else event_share,
+            self.data.event_share,
             sight,
         )
 
@@ -152,10 +149,8 @@ class Stored:
         length: int,
         min_steps: int = 0,
         sight: Sight | None = None,
-        event_share: float | None = None,
-        shard_lasts: int | None = None,
     ) -> Clips:
-        """The batch of a training step; what a store holds is neither seen before nor chosen."""
+        """The batch of a training step; what a store holds is not seen before."""
         rng = np.random.default_rng([self.seed, step, self.rank])
         return self.store.clips(rng, batch, length, max(1, min_steps))
 

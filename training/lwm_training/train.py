@@ -63,7 +63,6 @@ class Run:
         self.averaged = Averaged(self.model, recipe.train.average) if recipe.train.average else None
         if recipe.train.recompute:
             recompute_blocks(self.model)
-        self.data = open_data(recipe.world, recipe.data, recipe.train.seed, accelerator.process_index)
         self.progress, self.guard = Progress(), LossGuard()
         self.checkpoints = out / "checkpoints"
 
@@ -130,6 +129,8 @@ class Run:
         return self.model.eval().requires_grad_(False)
 
     def _stage(self, stage: Stage, log_book: TrainLog, found: Checkpoint | None) -> None:
+        recipe, rank = self.recipe, self.accelerator.process_index
+        self.data = open_data(recipe.world, stage.data(recipe.data), recipe.train.seed, rank)
         parameters = trained_parameters(self.model, stage, self.teaching)
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
         if found and self.progress.step:
@@ -150,7 +151,7 @@ class Run:
             log_book.step(bar, place, losses, frames, self._share(stage))
             if self.progress.seconds - saved > 60 * self.recipe.train.checkpoint_minutes:  # a clock all agree on
                 self.save(_plain(optimizer), log_book)
-                log_book.frames(self.model, self._some_pictures(stage), self.progress.total_steps)
+                log_book.frames(self.model, self._some_pictures(), self.progress.total_steps)
                 saved = self.progress.seconds
         bar.close()
         done = {"name": stage.name, "steps": self.progress.step, "seconds": round(self.progress.seconds, 1)}
@@ -189,8 +190,7 @@ class Run:
         context = 1 if stage.trains == "tokenizer" else self._context(stage, seed, step)
         batch = len(range(rank, stage.batch_size or self.recipe.train.batch_size, world))
         sight = sight_of(self.model) if self._seen_before(stage) else None
-        length, stream = context - 1 + stage.unroll, (sight, stage.event_share, stage.shard_lasts)
-        clips = self.data.clips(step, batch, length, context - 1, *stream)
+        clips = self.data.clips(step, batch, context - 1 + stage.unroll, context - 1, sight)
         scale = learning_rate(stage, self.progress.step, self._share(stage)) * self.guard.learning_rate_scale
         for group in optimizer.param_groups:
             group["lr"] = scale
@@ -208,10 +208,9 @@ class Run:
         self.progress.total_steps += 1
         return {**{name: value.detach() for name, value in losses.items()}, "gradient_norm": norm.detach()}, verdict
 
-    def _some_pictures(self, stage: Stage) -> Tensor:
+    def _some_pictures(self) -> Tensor:
         """Of the shard of the last step, so that none is played for them."""
-        clips = self.data.clips(self.progress.total_steps - 1, 8, 1, shard_lasts=stage.shard_lasts)
-        return as_batch(clips, self.model).pixels[:, 0]
+        return as_batch(self.data.clips(self.progress.total_steps - 1, 8, 1), self.model).pixels[:, 0]
 
     def _context(self, stage: Stage, seed: int, step: int) -> int:
         generator = torch.Generator().manual_seed(seed * 7919 + step)

@@ -23,6 +23,7 @@ class Belief(NamedTuple):
     motion: Tensor
     carry: Tensor
     memory: Tensor
+    doubt: Tensor | None = None  # of a lattice's phases after real frames, see `Lattice.settle`
 
 
 class Anticipation(NamedTuple):

@@ -7,6 +7,7 @@ resolution.
 Shapes: B worlds, frames (B, 3, H, W) in [-1, 1], motions (B, 2) in pixels, down and right, of the picture's content.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +26,11 @@ class CameraConfig:
     hidden_dim: int = 192
     carry_dim: int = 128  # numbers kept from step to step: speeds, fractions of a pixel
     max_motion: float = 12.0  # pixels a step; 0: a camera that stands still, which needs no network
+    lattice: float = 0.0  # pixels from tile to tile where tiles are drawn at whole pixels each, see `Lattice`; 0: none
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0 or (value == 0 and name != "max_motion"):
+            if value < 0 or (value == 0 and name not in ("max_motion", "lattice")):
                 raise ValueError(f"CameraConfig.{name} must be positive, got {value}")
 
 
@@ -57,7 +59,8 @@ class Camera(nn.Module):
         self, picture: Tensor, action: Tensor, motion: Tensor, offset: Tensor, carry: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The last picture (B, 3, H, W), embedded action (B, A), the motion before and its correction (B, 2 + 2), the
-        fraction of a pixel left over (B, 2), and what was carried (B, carry_dim) -> motion (B, 2), what to carry on."""
+        fraction of a pixel left over or the lattice's phase (B, 2), and what was carried (B, carry_dim) -> motion
+        (B, 2), what to carry on."""
         if not self.config.max_motion:
             return torch.zeros_like(offset), carry
         top, left = (side // 4 for side in self.frame_size)
@@ -67,7 +70,11 @@ class Camera(nn.Module):
             middle = F.avg_pool2d(middle, self.pool)
         seen = torch.cat([self.middle(middle).flatten(1), self.whole(whole).flatten(1)], 1)
         before, correction = motion.chunk(2, dim=1)
-        known = torch.cat([action, before / 4, correction, offset], 1)
+        place = [correction, offset]
+        if self.config.lattice:
+            before, angle = before + correction, offset * (2 * math.pi / self.config.lattice)
+            place = [angle.cos(), angle.sin()]
+        known = torch.cat([action, before / 4, *place], 1)
         hidden = self.think(self.norm(self.look(seen) + self.condition(known)))
         carry = self.remember(torch.cat([hidden, known], 1), carry)
         change, keep = self.decide(torch.cat([hidden, carry], 1)).chunk(2, 1)

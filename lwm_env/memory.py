@@ -41,16 +41,21 @@ def paint(part: Tensor, picture: Tensor, gate: Tensor) -> Tensor:
 
 
 def move_whole(canvas: Tensor, pixels: Tensor) -> Tensor:
-    """Canvas content moved by whole pixels (B, 2). Its outermost rows and columns were never seen and stay so: what
-    comes in from outside is theirs."""
+    """Canvas content moved by whole pixels (B, 2)."""
+    return move_lines(canvas, pixels[:, :1], pixels[:, 1:])
+
+
+def move_lines(canvas: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Canvas content moved by whole pixels, each row by its own, (B, H or 1), and each column, (B, W or 1), of where it
+    comes to. The outermost rows and columns were never seen and stay so: what comes in from outside is theirs."""
 
     def indices(size: int, moved: Tensor) -> Tensor:
         place = torch.arange(size, device=canvas.device)
         inside = (place > 0) & (place < size - 1)
-        return torch.where(inside, (place - moved[:, None]).clamp(0, size - 1), place)
+        return torch.where(inside, (place - moved.long()).clamp(0, size - 1), place)
 
     batch, planes, height, width = canvas.shape
-    rows, columns = indices(height, pixels[:, 0].long()), indices(width, pixels[:, 1].long())
+    rows, columns = indices(height, down), indices(width, right)
     first = torch.arange(batch * planes, device=canvas.device).view(batch, planes, 1) * height
     lines = (first + rows[:, None]).flatten()  # whole rows at once: half of the time of a gather
     canvas = canvas.reshape(-1, width).index_select(0, lines).view(batch, planes, height, width)

@@ -18,10 +18,12 @@ SURE = 0.7  # confidence above which a registration is believed
 
 
 class Sighting(NamedTuple):
-    """A motion that was seen: (B, 2) in pixels, and whether it can be believed, bool (B,)."""
+    """A motion that was seen: (B, 2) in pixels, and whether it can be believed, bool (B,); where there is a lattice,
+    what each of its motions costs, see `Lattice.sight`."""
 
     motion: Tensor
     sure: Tensor
+    cost: Tensor | None = None
 
 
 def sight(before: Tensor, after: Tensor) -> Sighting:

@@ -24,7 +24,8 @@ from lwm_env.camera import Camera
 from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.flow import RIGID
-from lwm_env.memory import Canvas, move_whole, to_bytes
+from lwm_env.lattice import Lattice
+from lwm_env.memory import Canvas, move_lines, move_whole, to_bytes
 from lwm_env.motion import Hints, Motion
 from lwm_env.movers import FATES
 from lwm_env.presets import ModelConfig
@@ -39,6 +40,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 WEIGHTS = "model.safetensors"
 NO_HINTS = Hints()
+WHOLE = 0.02  # pixels beyond a whole motion that count as none
 
 
 class WorldModel(nn.Module):
@@ -59,6 +61,9 @@ class WorldModel(nn.Module):
         self.canvas = Canvas(config.frame_size, config.margin)
         self.tokenizer = Tokenizer(config.tokenizer)
         self.camera = Camera(config.camera, config.frame_size, self.action_dim)
+        self.lattice: Lattice | None = None
+        if config.camera.lattice:
+            self.lattice = Lattice(config.camera.lattice, config.frame_size, config.margin)
         num_events = players * len(spec.reward_values) + 1
         self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim, num_events)
         self.turns, self.flows = config.motion.flow == RIGID, config.motion.flow != 0
@@ -108,13 +113,15 @@ class WorldModel(nn.Module):
         frames = torch.cat([belief.frames[:, 1:], picture.detach()[:, None]], 1)
         return Belief(frames, proposal.canvas, proposal.offset, proposal.motion, proposal.carry, proposal.memory)
 
-    @staticmethod
-    def correct(offset: Tensor, estimate: Tensor, sighting: Sighting | None) -> tuple[Tensor, Tensor, Tensor]:
+    def correct(self, offset: Tensor, estimate: Tensor, sighting: Sighting | None) -> tuple[Tensor, Tensor, Tensor]:
         """An offset and an estimated motion (B, 2) -> whole pixels to move by, the estimate with its correction
         (B, 2 + 2), and the offset that is left, in [-0.5, 0.5]. Gradients flow to the estimate.
 
-        Of a sighting the whole motion is taken, and of the estimate what it leaves open.
+        Of a sighting the whole motion is taken, and of the estimate what it leaves open. With a lattice all of a
+        sighting is taken, the pixels need not be whole, and an offset is the lattice's phase.
         """
+        if self.lattice is not None:
+            return self.lattice.correct(offset, estimate, sighting)
         total = offset + estimate
         whole = total.detach().round()
         if sighting is None:
@@ -139,17 +146,23 @@ class WorldModel(nn.Module):
         last = belief.frames[:, -1]
         turned, sighting = (sighting, None) if self.flows else (None, sighting)
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
-        whole, motion, offset = self.correct(belief.offset, estimate, sighting)
-        travel = (whole + offset - belief.offset).detach()
+        pixels, motion, offset = self.correct(belief.offset, estimate, sighting)
+        travel, fraction, towards = (pixels + offset - belief.offset).detach(), offset.detach(), pixels
+        if self.lattice is not None:
+            travel, fraction = pixels, self.lattice.scaled(fraction)
+            towards = pixels.sign() * (pixels.abs() - WHOLE).ceil()  # the pixels of those tiles that go furthest
         above = self.ahead.lying(belief.canvas) if isinstance(self.ahead, Above) else None
         if above is not None and ahead is not None:
             above = ahead(above, last)
         hints = hints._replace(turned=turned, above=above)
-        reading = self.motion.read(belief.frames, action, travel, offset.detach(), belief.memory, hints)
+        reading = self.motion.read(belief.frames, action, travel, fraction, belief.memory, hints)
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
         if above is None and ahead is not None:
-            canvas = ahead(canvas, whole)
-        canvas = move_whole(canvas, whole)
+            canvas = ahead(canvas, towards)
+        if self.lattice is None:
+            canvas = move_whole(canvas, pixels)
+        else:
+            canvas = move_lines(canvas, *self.lattice.shifts(belief.offset, pixels))
         if above is not None:
             canvas = self.ahead.lay(canvas, reading.above)
         return Anticipation(reading, reading.turn if self.flows else estimate, motion, travel, carry, canvas, offset)
@@ -162,6 +175,8 @@ class WorldModel(nn.Module):
         if self.flows:
             dim = self.motion.flow.motion_dim
             return Sighting(before.new_zeros(len(before), dim), before.new_zeros(len(before), dtype=torch.bool))
+        if self.lattice is not None:
+            return self.lattice.sight(before, after)
         if self.config.camera.max_motion:
             return sight(before, after)
         return Sighting(before.new_zeros(len(before), 2), torch.ones_like(before[:, 0, 0, 0], dtype=torch.bool))
@@ -170,10 +185,14 @@ class WorldModel(nn.Module):
     def observe(self, belief: Belief, action: Tensor, picture: Tensor, sighting: Sighting | None = None) -> Belief:
         """Go on from a real frame instead of a drawn one; `sighting` is found by registration if it is not given."""
         sighting = sighting or self.sight(belief.frames[:, -1], picture)
+        doubt = None
+        if self.lattice is not None and sighting.cost is not None:
+            phase, doubt = self.lattice.settle(belief.doubt, sighting)
+            belief = belief._replace(offset=torch.where(sighting.sure[:, None], phase, belief.offset))
         ahead = self.anticipate(belief, action, sighting)
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
         memory = self.motion.landed(ahead.reading.memory)
-        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, memory)
+        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, memory, doubt)
 
     def propose(
         self,
@@ -185,7 +204,12 @@ class WorldModel(nn.Module):
     ) -> Proposal:
         """Everything about the next step that is known before its tokens are sampled; the rest as for `anticipate`."""
         next_ = self.anticipate(belief, action, sighting, hints, ahead)
-        views = self.canvas.views(next_.canvas, next_.offset.detach())
+        offset = next_.offset.detach()
+        if self.lattice is not None:
+            offset = torch.zeros_like(offset)  # every tile is where it belongs
+        views = self.canvas.views(next_.canvas, offset)
+        if self.lattice is not None:
+            views = views._replace(offset=self.lattice.scaled(next_.offset.detach()))
         composed = self.motion.compose(next_.reading, belief.frames[:, -1], views, self.embed(action), next_.travel)
         moved_latent = self.tokenizer.encode(composed.picture)
         logits, hidden = self.dynamics(composed.features, moved_latent)

@@ -268,11 +268,12 @@ def test_registration_is_as_exact_where_the_model_computes_in_bfloat16(model):
     assert (seen.motion - torch.tensor([0.0, -2.0])).abs().max() < 0.5
 
 
-def test_a_camera_that_leads_to_the_seen_pixel_is_in_place_whatever_its_fraction():
+def test_a_camera_that_leads_to_the_seen_pixel_is_in_place_whatever_its_fraction(model):
     seen = Sighting(torch.tensor([[0.2, -2.0]]).expand(3, 2), torch.tensor([True, True, False]))
     estimate = torch.tensor([[0.3, -2.4], [0.3, -3.5], [9.0, 9.0]], requires_grad=True)
 
-    errors = camera_errors(estimate, torch.tensor([[0.0, 0.5]]), seen, torch.tensor([True, True, True]))
+    offset, astray = torch.tensor([[0.0, 0.2]]), torch.tensor([[0.0, 0.3]])
+    errors = camera_errors(model, estimate, offset, astray, seen, torch.tensor([True, True, True]))
 
     assert errors["place"].tolist() == pytest.approx([0, 0.5**2, 0])  # 0.5 - 3.5 + 2 = -1 is half a pixel too far
     assert errors["motion"].tolist() == pytest.approx([(0.1**2 + 0.4**2) / 4, (0.1**2 + 1.5**2) / 4, 0])

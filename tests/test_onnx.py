@@ -127,6 +127,15 @@ def test_a_step_with_movers_and_two_players_is_that_of_torch(duel_world, tmp_pat
         assert not differences(expected, found)
 
 
+def test_a_step_with_a_lattice_is_that_of_torch(tiny, tmp_path):
+    model = WorldModel(tiny.config.override({"camera.lattice": 3.7}), tiny.spec).eval().requires_grad_(False)
+    model.load_state_dict(tiny.state_dict())
+    model.prompts, model.weights_hash = tiny.prompts, "0" * 64
+
+    for expected, found in steps_apart(model, OnnxWorld(model, file_of(model, tmp_path, batch=2), 2), 2, 0.7):
+        assert not differences(expected, found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world_id", worlds.shipped())
 def test_a_step_of_a_shipped_world_is_that_of_torch(world_id):

@@ -77,7 +77,7 @@ def test_sightings_that_come_along_are_those_of_the_frames(spec, drawn):
     sighted = Stream(spec, DATA, seed=1).clips(5, 200, 8, 2, sight=sight)
 
     pixels = to_pixels(torch.from_numpy(sighted.observations))
-    motion, sure = sight(pixels[:, 3], pixels[:, 4])
+    motion, sure, _ = sight(pixels[:, 3], pixels[:, 4])
     assert drawn.sightings is None and np.array_equal(sighted.observations, drawn.observations)
     assert np.allclose(sighted.sightings[:, 3, :2], motion, atol=1e-3)
     assert np.array_equal(sighted.sightings[:, 3, 2], sure)

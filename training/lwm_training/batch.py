@@ -58,9 +58,13 @@ def mean_valid(values: Tensor, valid: Tensor) -> Tensor:
 def sightings(model: WorldModel, batch: Batch) -> Sighting:
     """The real camera's motion of every step: motion (B, T, 2), of a flow (B, T, motion_dim), and sure (B, T)."""
     if batch.sightings is not None:
-        return Sighting(batch.sightings[..., :-1], batch.sightings[..., -1] > 0)
+        motion, sure = batch.sightings[..., :-1], batch.sightings[..., -1] > 0
+        if model.lattice is None:
+            return Sighting(motion, sure)
+        return Sighting(motion[..., :2], sure, motion[..., 2:])
     before, after = (batch.pixels[:, part].flatten(0, 1) for part in (slice(None, -1), slice(1, None)))
-    return Sighting(*(part.unflatten(0, batch.valid.shape) for part in sight_of(model)(before, after)))
+    seen = sight_of(model)(before, after)
+    return Sighting(*(part if part is None else part.unflatten(0, batch.valid.shape) for part in seen))
 
 
 def sight_of(model: WorldModel) -> Callable[[Tensor, Tensor], Sighting]:
@@ -74,7 +78,7 @@ def sight_of(model: WorldModel) -> Callable[[Tensor, Tensor], Sighting]:
 
 def at(seen: Sighting, t: int) -> Sighting:
     """That of step t."""
-    return Sighting(seen.motion[:, t], seen.sure[:, t])
+    return Sighting(*(part if part is None else part[:, t] for part in seen))
 
 
 @torch.no_grad()

@@ -19,25 +19,50 @@ if TYPE_CHECKING:
     from lwm_training.teacher import Teaching
 
 LOST = 4.0  # pixels from which on its reward and end are not, and its camera is taught no more
+ONCOURSE = 0.5  # pixels off the real camera up to which its motion can be told from the picture
 CREDIT = 0.8  # of a place that is wrong goes to the motion before the last, of that to the one before, and so on
 
 
-def camera_errors(estimate: Tensor, offset: Tensor, seen: Sighting, followed: Tensor) -> dict[str, Tensor]:
+def camera_errors(
+    model: WorldModel, estimate: Tensor, offset: Tensor, astray: Tensor, seen: Sighting, followed: Tensor
+) -> dict[str, Tensor]:
     """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and of the place that it
-    leads to from `offset` (B, 2), counted from the real camera, in clips whose real camera was `followed` (B,) until
-    here. Where nothing was seen, 0."""
-    place = offset + estimate - seen.motion.round()
-    rounding = F.relu(place.abs() - 0.5)
+    leads to from `offset` (B, 2) and `astray` (B, 2) pixels from the real camera, in clips whose real camera was
+    `followed` (B,) until here. Where nothing was seen, 0."""
+    motion = real_motion(model, offset, astray, seen)
+    if model.lattice is None:
+        place, rounded = offset + astray + estimate - motion.round(), 0.5
+    else:
+        place, rounded = astray + estimate - motion, 0.0
+    rounding = F.relu(place.abs() - rounded)
     far = F.smooth_l1_loss(rounding, torch.zeros_like(rounding), reduction="none", beta=0.5).clamp(max=10).sum(1)
     return {
-        "motion": motion_distance(estimate, seen.motion) * seen.sure,
+        "motion": motion_distance(estimate, motion, 0.5 if model.lattice else 2.0) * seen.sure,
         "place": far * (seen.sure & followed),
     }
 
 
-def motion_distance(estimated: Tensor, registered: Tensor) -> Tensor:
+def real_motion(model: WorldModel, offset: Tensor, astray: Tensor, seen: Sighting) -> Tensor:
+    """The motion (B, 2) that was seen; with a lattice the one that fits best from the phase of the real camera, which
+    is what a dream's `offset` is but for the pixels that it is `astray`."""
+    if model.lattice is None:
+        return seen.motion
+    return model.lattice.motion(model.lattice.wrap((offset - astray).detach()), seen)
+
+
+def strayed_on(
+    model: WorldModel, estimate: Tensor, before: Tensor, after: Tensor, astray: Tensor, seen: Sighting
+) -> Tensor:
+    """How many pixels further a dream goes astray (B, 2) by a step that it estimates, from an offset to another."""
+    motion = real_motion(model, before, astray, seen)
+    if model.lattice is None:
+        return (before + estimate - after).detach().round() - motion.round()
+    return estimate - motion
+
+
+def motion_distance(estimated: Tensor, registered: Tensor, beta: float = 2.0) -> Tensor:
     """Quadratic up to 2 pixels, since registered motions are rounded; linear, then flat, since some are wrong: (B,)."""
-    return F.smooth_l1_loss(estimated, registered, reduction="none", beta=2.0).clamp(max=10).sum(1)
+    return F.smooth_l1_loss(estimated, registered, reduction="none", beta=beta).clamp(max=10).sum(1)
 
 
 def camera_unroll(
@@ -47,7 +72,7 @@ def camera_unroll(
     real frames, then left to itself. From there on it sees the real world from where it has gone astray to, or what is
     `dreamed` of it, which costs ten times as much."""
     seen, belief = sightings(model, batch), model.believe(batch.pixels[:, 0])
-    offset, motion, carry = belief.offset, belief.motion, belief.carry
+    offset, motion, carry, doubt = belief.offset, belief.motion, belief.carry, None
     steps, astray, followed = batch.actions.shape[1], torch.zeros_like(offset), batch.valid[:, 0].bool()
     valid = torch.cat([torch.ones_like(batch.valid[:, :1]), batch.valid], 1).bool()
     mosaic = Mosaic(batch.pixels, seen.motion * seen.sure[..., None], valid)
@@ -57,24 +82,29 @@ def camera_unroll(
     for t in range(steps):
         sighting, free = at(seen, t), t >= context - 1
         picture = batch.pixels[:, t]
+        if model.lattice is not None and sighting.cost is not None and not free:
+            phase, doubt = model.lattice.settle(doubt, sighting)
+            offset = torch.where(sighting.sure[:, None], phase, offset)
         if free and dream is None:
-            picture = mosaic.show(t, astray)
+            picture = mosaic.show(t, astray.detach().round())
         elif free:
             picture, dream = dream.frames[:, -1], dream_on(model, dream, batch.actions[:, t])
         with torch.autocast(picture.device.type, enabled=False):  # places are sums, and 7.4 in bfloat16 is 7.406
             estimate, carry = model.camera(picture.float(), model.embed(batch.actions[:, t]), motion, offset, carry)
         followed = followed & (sighting.sure | (not free))
-        errors = camera_errors(estimate, offset + astray, sighting, followed)
-        errors["motion"] = errors["motion"] * (astray == 0).all(1)
+        errors = camera_errors(model, estimate, offset, astray, sighting, followed)
+        errors["motion"] = errors["motion"] * (astray.abs() < ONCOURSE).all(1)
         for name, value in errors.items():
             totals[name] = totals.get(name, 0) + mean_valid(value, batch.valid[:, t]) / steps
-        whole, motion, offset = model.correct(offset, estimate, None if free else sighting)
+        before = offset
+        pixels, motion, offset = model.correct(before, estimate, None if free else sighting)
         if teaching is not None:
-            told, taught = teaching.look(taught, picture, batch.actions[:, t], whole)
+            told, taught = teaching.look(taught, picture, batch.actions[:, t], pixels)
             far = mean_valid(motion_distance(estimate, told), batch.valid[:, t]) / steps
             totals["teacher_motion"] = totals.get("teacher_motion", 0) + far
-        offset = torch.lerp(offset.detach(), offset, CREDIT)
-        astray = astray + (whole - sighting.motion.round()) * free
+        if free:
+            astray = astray + strayed_on(model, estimate, before, offset, astray, sighting)
+        offset, astray = (torch.lerp(place.detach(), place, CREDIT) for place in (offset, astray))
         followed = followed & (astray.abs().amax(1) < LOST)
     return totals
 

@@ -19,8 +19,8 @@ class Clips:
     observations: uint8 (B, T + 1, H, W, 3); actions: (B, T, P) int64 or (B, T, P, A) float32 for P players;
     rewards: float32 (B, T, P); terminations: bool (B, T), true on the step whose next frame ends the episode;
     valid: bool (B, T), whether step t belongs to the episode that the stretch began in;
-    sightings: float32 (B, T, M + 1), the motion by registration, of two numbers or what a flow has, and whether it is
-        sure; if asked for.
+    sightings: float32 (B, T, M + 1), the motion by registration, of two numbers or what a flow has, with a lattice what
+        each of its motions costs, and whether it is sure; if asked for.
     """
 
     observations: np.ndarray

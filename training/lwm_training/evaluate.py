@@ -184,7 +184,7 @@ def _compare(model: Dreamer, chunk: HeldOut, dream: Dream) -> dict[str, Tally]:
     copy = torch.from_numpy(chunk.clips.observations[:, chunk.context - 1])
     seen = seen_pixels(torch.from_numpy(chunk.clips.observations), chunk.context).mask[:, chunk.context :]
     sums = Sums(valid)
-    astray, known = _astray(dream, torch.from_numpy(chunk.clips.observations[:, chunk.context - 1 :]))
+    astray, known = _astray(model, dream, torch.from_numpy(chunk.clips.observations[:, chunk.context - 1 :]))
     steps = range(1, chunk.truth + 1)
     energies = torch.stack([metrics.sharpness(real[:, step - 1]) for step in steps], 1)
     for step in steps:
@@ -222,12 +222,20 @@ def _compare_far(chunk: HeldOut, dream: Dream, copy: Tensor) -> dict[str, Tally]
     return sums.tallies()
 
 
-def _astray(dream: Dream, real: Tensor) -> tuple[Tensor, Tensor]:
+def _astray(model: Dreamer, dream: Dream, real: Tensor) -> tuple[Tensor, Tensor]:
     """How many pixels the dream's camera is off the real one, as registration of the real frames uint8
     (B, 1 + S, H, W, 3) finds it, in the direction where it is more: (B, S); and whether all were sure so far."""
-    seen = [sight(*pair) for pair in pairwise(to_pixels(real).unbind(1))]
-    places = torch.stack([motion.round() for motion, _ in seen], 1).cumsum(1)
-    known = torch.stack([sure for _, sure in seen], 1).cumprod(1)
+    lattice, doubt = getattr(model, "lattice", None), None
+    motions, sure = [], []
+    for pair in pairwise(to_pixels(real).unbind(1)):
+        seen = sight(*pair) if lattice is None else lattice.sight(*pair)
+        motion = seen.motion.round()
+        if lattice is not None:
+            phase, doubt = lattice.settle(doubt, seen)
+            motion = lattice.motion(phase, seen)
+        motions.append(motion)
+        sure.append(seen.sure)
+    places, known = torch.stack(motions, 1).cumsum(1), torch.stack(sure, 1).cumprod(1)
     off = (dream.places[:, : places.shape[1]] - places).abs().amax(2)
     return off.nan_to_num(), known * ~off.isnan()
 

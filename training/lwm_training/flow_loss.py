@@ -51,7 +51,7 @@ def flow_unroll(model: WorldModel, batch: Batch, context: int) -> dict[str, Tens
     _, features = model.motion.look(frames, torch.cat([action, still], 1), blank)
     field = model.motion.flow.estimate(features)
     copy, _ = model.motion.flow.move(frames[:, -1], field)
-    seen = Sighting(*(part[:, steps.start :].flatten(0, 1) for part in sightings(model, batch)))
+    seen = Sighting(*(part[:, steps.start :].flatten(0, 1) for part in sightings(model, batch)[:2]))
     errors = {
         "flow": flow_error(copy, batch.pixels[:, context:].flatten(0, 1)),
         "motion": flow_distance(model.motion.flow, field, seen),

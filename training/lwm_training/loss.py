@@ -16,13 +16,14 @@ from lwm_env.motion import FLOW, Hints
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
-from lwm_training.camera_loss import LOST, camera_errors
+from lwm_training.camera_loss import LOST, camera_errors, strayed_on
 from lwm_training.flow_loss import flow_distance, flow_error
 from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, picture_error
 
 if TYPE_CHECKING:
     from lwm_training.teacher import Teaching
 
+TILES = 2.5  # times as much it counts to be astray where each tile is drawn at whole pixels
 ASTRAY = 1.0  # pixels off the real camera from which on a dreamed picture is not compared with the real one
 
 
@@ -86,6 +87,8 @@ def moved_by(model: WorldModel, belief: Belief, proposal: Proposal) -> Sighting:
     if model.flows:
         return Sighting(proposal.estimate.detach(), sure)
     estimate, correction = proposal.motion.detach().chunk(2, dim=1)
+    if model.lattice is not None:
+        return Sighting(estimate + correction, sure)
     return Sighting((belief.offset + estimate + correction - proposal.offset).detach().round(), sure)
 
 
@@ -97,7 +100,7 @@ def guidance(
     if model.motion.movers is not None:
         with torch.no_grad():
             hints = Hints(movers=model.motion.movers.sight(belief.frames[:, -1], target), led=guided)
-    return Sighting(camera.motion, camera.sure & guided), hints
+    return camera._replace(sure=camera.sure & guided), hints
 
 
 class Drawn(NamedTuple):
@@ -204,11 +207,11 @@ def unroll_errors(
         if model.flows:
             errors = {"motion": flow_distance(model.motion.flow, proposal.estimate, sighting)}
         else:
-            errors = camera_errors(proposal.estimate, belief.offset + astray, sighting, followed)
-            whole = (belief.offset + proposal.estimate - proposal.offset).detach()
-            astray = astray + torch.where((sighting.sure & ~guided)[:, None], whole - sighting.motion.round(), 0)
+            errors = camera_errors(model, proposal.estimate, belief.offset, astray, sighting, followed)
+            further = strayed_on(model, proposal.estimate, belief.offset, proposal.offset, astray, sighting).detach()
+            astray = astray + torch.where((sighting.sure & ~guided)[:, None], further, 0)
         from_truth = chosen_with(weights.true_tokens)
-        strayed = torch.where(parted, LOST, astray.abs().amax(1))
+        strayed = torch.where(parted, LOST, astray.abs().amax(1) * (1 if model.lattice is None else TILES))
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, strayed)
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in errors.items()}
         if model.motion.movers is not None:

@@ -71,8 +71,8 @@ def came_back(walks: Walks, length: int) -> tuple[np.ndarray, np.ndarray]:
     how many pixels away it was when the player turned (B,)."""
     pixels = to_pixels(torch.from_numpy(walks.frames[:, walks.context - 1 :]))
     moves = [sight(*pair) for pair in pairwise(pixels[:, : length + 1].unbind(1))]
-    gone = torch.stack([motion.round() for motion, _ in moves], 1).sum(1).abs().amax(1)
-    away = (gone >= AWAY * pixels.shape[-1]) & torch.stack([sure for _, sure in moves], 1).all(1)
+    gone = torch.stack([move.motion.round() for move in moves], 1).sum(1).abs().amax(1)
+    away = (gone >= AWAY * pixels.shape[-1]) & torch.stack([move.sure for move in moves], 1).all(1)
     distances = torch.stack([_distance(pixels[:, 0], after) for after in pixels[:, length + 1 :].unbind(1)], 1)
     best = distances.amin(1)
     steps = length + 1 + distances.argmin(1)
@@ -82,7 +82,7 @@ def came_back(walks: Walks, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _distance(before: Tensor, after: Tensor) -> Tensor:
     """How many pixels a picture is off another one (B,); infinite where registration is not sure."""
-    motion, sure = sight(before, after)
+    motion, sure, _ = sight(before, after)
     return torch.where(sure, motion.abs().amax(1), torch.inf)
 
 

@@ -128,7 +128,7 @@ def scrolling(before: np.ndarray, after: np.ndarray) -> float:
     scrolled = []
     for start in range(0, len(before), 64):
         old, new = (to_pixels(torch.from_numpy(part[start : start + 64])) for part in (before, after))
-        motion, sure = sight(old, new)
+        motion, sure, _ = sight(old, new)
         whole = motion.round()
         still = _cells((new - old).abs())
         moved = _cells((new - move_whole(old, whole)).abs())

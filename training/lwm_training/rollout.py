@@ -77,6 +77,8 @@ def roll(
     still = hasattr(model, "config") and not model.config.camera.max_motion
     unknown = torch.full((len(frames), 2), torch.nan, device=device)
     place = unknown if still else state.get("offset", unknown)
+    if getattr(model, "lattice", None) is not None:
+        place = torch.zeros_like(place)  # an offset is a phase then
     pictures, outputs = {}, []
     for step, action in enumerate(actions[:, context - 1 :].unbind(1)):
         noise = gumbel(keys, torch.full_like(keys, step), model.noise_dim) if sampling.temperature > 0 else None

@@ -63,8 +63,10 @@ class Shard:
             for frames in self.observations:
                 pixels = to_pixels(torch.from_numpy(frames))
                 seen = [sight(*pair) for pair in zip(pixels[:-1].split(64), pixels[1:].split(64), strict=True)]
-                found.append(torch.cat([torch.cat([motion, sure[:, None].float()], 1) for motion, sure in seen]))
-            self._sightings = torch.stack(found).numpy()
+                for motion, sure, cost in seen:
+                    known = [motion, sure[:, None].float()] if cost is None else [motion, cost, sure[:, None].float()]
+                    found.append(torch.cat(known, 1))
+            self._sightings = torch.cat(found).unflatten(0, self.actions.shape[:2]).numpy()
         return self._sightings
 
     def clips(

@@ -19,6 +19,7 @@ from lwm_env.registration import FOLLOWED, Sighting, sight
 BINS = 64  # phases that are told apart
 NEAR = 0.7  # pixels from the motion found by registration that are searched
 NEXT = (-1, 0, 1)  # pixels that a tile may go further than the picture as a whole
+SMOOTH = 8.0  # what a motion costs that is a pixel from the estimate, in squared differences of colours
 BYTES = 127.5  # steps of a byte in a colour of 1
 EDGE = 5  # pixels at the picture's edges that are not compared
 
@@ -45,7 +46,7 @@ class Lattice:
         correction (B, 2 + 2); the next phase, with gradients to what is estimated of it."""
         motion = estimate
         if sighting is not None:
-            motion = torch.where(sighting.sure[:, None], self.motion(phase, sighting), estimate)
+            motion = torch.where(sighting.sure[:, None], self.motion(phase, estimate, sighting), estimate)
         corrected = torch.cat([estimate, (motion - estimate).detach()], 1)
         return motion.detach(), corrected, self.wrap(phase + motion)
 
@@ -79,24 +80,23 @@ class Lattice:
             shifts[axis] = self._shifts(phase * self.bin, motion, self.frame_size[axis])
         return Sighting(seen.motion, seen.sure, torch.stack(costs, 1).flatten(1))
 
-    def motion(self, phase: Tensor, seen: Sighting) -> Tensor:
-        """The motion (B, 2) from a phase (B, 2) that fits best what was seen; where costs are unknown, the one seen."""
+    def motion(self, phase: Tensor, estimate: Tensor, seen: Sighting) -> Tensor:
+        """The motion (B, 2) from a phase (B, 2) that fits best what was seen, of those that fit about as well the one
+        nearest to an estimate (B, 2); where costs are unknown, the one seen."""
         if seen.cost is None:
             return seen.motion
-        first, bins = self._first(seen.motion.round()), (phase.detach() / self.bin).round().long()
-        costs = seen.cost.unflatten(1, (2, BINS, -1))
-        steps = first[..., None] + torch.arange(costs.shape[3], device=first.device)
+        bins = (phase.detach() / self.bin).round().long()
+        costs, steps = self._costs(seen, estimate)
         after = (bins[..., None] + steps) % BINS
-        best = costs.gather(2, after[:, :, None])[:, :, 0].argmin(2)
-        return (first + best) * self.bin
+        best = costs.gather(2, after[:, :, None])[:, :, 0].argmin(2, keepdim=True)
+        return steps.gather(2, best)[..., 0] * self.bin
 
-    def settle(self, doubt: Tensor | None, seen: Sighting) -> tuple[Tensor, Tensor]:
+    def settle(self, doubt: Tensor | None, estimate: Tensor, seen: Sighting) -> tuple[Tensor, Tensor]:
         """The likeliest phase (B, 2) before what was seen, and the doubt (B, 2, BINS) of each phase after it: how badly
-        it fits all that was seen, as `doubt` tells of the phases before."""
-        costs = seen.cost.unflatten(1, (2, BINS, -1))
+        it fits all that was seen, as `doubt` tells of the phases before, and motions near the estimates (B, 2)."""
+        costs, steps = self._costs(seen, estimate)
         if doubt is None:
             doubt = torch.zeros_like(costs[..., 0])
-        steps = self._first(seen.motion.round())[..., None] + torch.arange(costs.shape[3], device=costs.device)
         after = torch.arange(BINS, device=costs.device)
         before = (after[:, None] - steps[:, :, None]) % BINS  # (B, 2, BINS, M)
         trace = doubt[:, :, None].expand(-1, -1, BINS, -1).gather(3, before) + costs
@@ -105,6 +105,14 @@ class Lattice:
         step = steps.gather(2, best.gather(2, likeliest))
         phase = self.wrap((likeliest - step)[..., 0] * self.bin)
         return phase, (doubts - doubts.amin(2, keepdim=True)) * seen.sure[:, None, None]
+
+    def _costs(self, seen: Sighting, estimate: Tensor) -> tuple[Tensor, Tensor]:
+        """What was seen against every phase after and motion (B, 2, BINS, M), and how far the motion is from an
+        estimate (B, 2); and these motions, in bins (B, 2, M)."""
+        costs = seen.cost.unflatten(1, (2, BINS, -1))
+        steps = self._first(seen.motion.round())[..., None] + torch.arange(costs.shape[3], device=costs.device)
+        far = (steps * self.bin - estimate.detach()[..., None]).square()
+        return costs + SMOOTH * far.clamp(max=1)[:, :, None], steps
 
     def _first(self, whole: Tensor) -> Tensor:
         """The first of the motions near a whole one (B, 2) that are searched, in bins."""

@@ -187,7 +187,9 @@ class WorldModel(nn.Module):
         sighting = sighting or self.sight(belief.frames[:, -1], picture)
         doubt = None
         if self.lattice is not None and sighting.cost is not None:
-            phase, doubt = self.lattice.settle(belief.doubt, sighting)
+            embedded = self.embed(action)
+            estimate, _ = self.camera(belief.frames[:, -1], embedded, belief.motion, belief.offset, belief.carry)
+            phase, doubt = self.lattice.settle(belief.doubt, estimate, sighting)
             belief = belief._replace(offset=torch.where(sighting.sure[:, None], phase, belief.offset))
         ahead = self.anticipate(belief, action, sighting)
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)

@@ -29,7 +29,7 @@ def camera_errors(
     """How far an estimated motion (B, 2) is from the seen one, per clip: of the motion itself, and of the place that it
     leads to from `offset` (B, 2) and `astray` (B, 2) pixels from the real camera, in clips whose real camera was
     `followed` (B,) until here. Where nothing was seen, 0."""
-    motion = real_motion(model, offset, astray, seen)
+    motion = real_motion(model, estimate, offset, astray, seen)
     if model.lattice is None:
         place, rounded = offset + astray + estimate - motion.round(), 0.5
     else:
@@ -42,19 +42,19 @@ def camera_errors(
     }
 
 
-def real_motion(model: WorldModel, offset: Tensor, astray: Tensor, seen: Sighting) -> Tensor:
+def real_motion(model: WorldModel, estimate: Tensor, offset: Tensor, astray: Tensor, seen: Sighting) -> Tensor:
     """The motion (B, 2) that was seen; with a lattice the one that fits best from the phase of the real camera, which
     is what a dream's `offset` is but for the pixels that it is `astray`."""
     if model.lattice is None:
         return seen.motion
-    return model.lattice.motion(model.lattice.wrap((offset - astray).detach()), seen)
+    return model.lattice.motion(model.lattice.wrap((offset - astray).detach()), estimate, seen)
 
 
 def strayed_on(
     model: WorldModel, estimate: Tensor, before: Tensor, after: Tensor, astray: Tensor, seen: Sighting
 ) -> Tensor:
     """How many pixels further a dream goes astray (B, 2) by a step that it estimates, from an offset to another."""
-    motion = real_motion(model, before, astray, seen)
+    motion = real_motion(model, estimate, before, astray, seen)
     if model.lattice is None:
         return (before + estimate - after).detach().round() - motion.round()
     return estimate - motion
@@ -82,15 +82,15 @@ def camera_unroll(
     for t in range(steps):
         sighting, free = at(seen, t), t >= context - 1
         picture = batch.pixels[:, t]
-        if model.lattice is not None and sighting.cost is not None and not free:
-            phase, doubt = model.lattice.settle(doubt, sighting)
-            offset = torch.where(sighting.sure[:, None], phase, offset)
         if free and dream is None:
             picture = mosaic.show(t, astray.detach().round())
         elif free:
             picture, dream = dream.frames[:, -1], dream_on(model, dream, batch.actions[:, t])
         with torch.autocast(picture.device.type, enabled=False):  # places are sums, and 7.4 in bfloat16 is 7.406
             estimate, carry = model.camera(picture.float(), model.embed(batch.actions[:, t]), motion, offset, carry)
+        if model.lattice is not None and sighting.cost is not None and not free:
+            phase, doubt = model.lattice.settle(doubt, estimate, sighting)
+            offset = torch.where(sighting.sure[:, None], phase, offset)
         followed = followed & (sighting.sure | (not free))
         errors = camera_errors(model, estimate, offset, astray, sighting, followed)
         errors["motion"] = errors["motion"] * (astray.abs() < ONCOURSE).all(1)

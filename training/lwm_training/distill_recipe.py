@@ -110,7 +110,13 @@ def _from_teacher(manifest: Manifest) -> dict[str, Any]:
         )
     data = {key: value for key, value in recipe["data"].items() if value is not None}
     train = {"seed": 0, "batch_size": 16, "checkpoint_minutes": 3, "stages": [dict(stage) for stage in STAGES]}
-    return {"world": manifest.spec.model_dump(mode="json", exclude_none=True), "data": data, "train": train}
+    lattice = manifest.model.get("camera", {}).get("lattice", 0.0)  # the game's, so the student's too
+    return {
+        "world": manifest.spec.model_dump(mode="json", exclude_none=True),
+        "model": {"overrides": {"camera.lattice": lattice} if lattice else {}},
+        "data": data,
+        "train": train,
+    }
 
 
 def _taking(recipe: Recipe, manifest: Manifest) -> Recipe:

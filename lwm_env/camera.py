@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lwm_env.layers import sine_and_cosine
+
 GLANCE = 32  # pixels on a side, of which two are looked at; larger frames are averaged to about that
 
 
@@ -72,8 +74,9 @@ class Camera(nn.Module):
         before, correction = motion.chunk(2, dim=1)
         place = [correction, offset]
         if self.config.lattice:
-            before, angle = before + correction, offset * (2 * math.pi / self.config.lattice)
-            place = [angle.cos(), angle.sin()]
+            before = before + correction
+            sine, cosine = sine_and_cosine(offset * (2 * math.pi / self.config.lattice))
+            place = [cosine, sine]
         known = torch.cat([action, before / 4, *place], 1)
         hidden = self.think(self.norm(self.look(seen) + self.condition(known)))
         carry = self.remember(torch.cat([hidden, known], 1), carry)

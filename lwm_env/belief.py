@@ -14,8 +14,8 @@ State = dict[str, Tensor]  # what users keep
 
 class Belief(NamedTuple):
     """Frames (B, K, 3, H, W) in [-1, 1], the canvas as it was before the last frame and its fractional offset, or the
-    phase of its lattice (B, 2), the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what the camera and
-    the motion model keep from step to step (B, carry_dim) and (B, kept_dim)."""
+    phase of its lattice (B, 2), the last motion as estimated and how what was seen corrected it (B, 2 + 2), and what
+    the camera and the motion model keep from step to step (B, carry_dim) and (B, kept_dim)."""
 
     frames: Tensor
     canvas: Tensor

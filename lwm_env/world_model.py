@@ -25,7 +25,7 @@ from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
 from lwm_env.errors import ConfigMismatch, CorruptFile
 from lwm_env.flow import RIGID
 from lwm_env.lattice import Lattice
-from lwm_env.memory import Canvas, move_lines, move_whole, to_bytes
+from lwm_env.memory import Canvas, move_lines, to_bytes
 from lwm_env.motion import Hints, Motion
 from lwm_env.movers import FATES
 from lwm_env.presets import ModelConfig
@@ -147,10 +147,13 @@ class WorldModel(nn.Module):
         turned, sighting = (sighting, None) if self.flows else (None, sighting)
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
         pixels, motion, offset = self.correct(belief.offset, estimate, sighting)
-        travel, fraction, towards = (pixels + offset - belief.offset).detach(), offset.detach(), pixels
-        if self.lattice is not None:
-            travel, fraction = pixels, self.lattice.scaled(fraction)
+        if self.lattice is None:
+            travel, fraction = (pixels + offset - belief.offset).detach(), offset.detach()
+            towards, lines = pixels, (pixels[:, :1], pixels[:, 1:])
+        else:
+            travel, fraction = pixels, self.lattice.scaled(offset.detach())
             towards = pixels.sign() * (pixels.abs() - WHOLE).ceil()  # the pixels of those tiles that go furthest
+            lines = self.lattice.shifts(belief.offset, pixels)
         above = self.ahead.lying(belief.canvas) if isinstance(self.ahead, Above) else None
         if above is not None and ahead is not None:
             above = ahead(above, last)
@@ -159,10 +162,7 @@ class WorldModel(nn.Module):
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
         if above is None and ahead is not None:
             canvas = ahead(canvas, towards)
-        if self.lattice is None:
-            canvas = move_whole(canvas, pixels)
-        else:
-            canvas = move_lines(canvas, *self.lattice.shifts(belief.offset, pixels))
+        canvas = move_lines(canvas, *lines)
         if above is not None:
             canvas = self.ahead.lay(canvas, reading.above)
         return Anticipation(reading, reading.turn if self.flows else estimate, motion, travel, carry, canvas, offset)
@@ -207,11 +207,11 @@ class WorldModel(nn.Module):
         """Everything about the next step that is known before its tokens are sampled; the rest as for `anticipate`."""
         next_ = self.anticipate(belief, action, sighting, hints, ahead)
         offset = next_.offset.detach()
-        if self.lattice is not None:
-            offset = torch.zeros_like(offset)  # every tile is where it belongs
-        views = self.canvas.views(next_.canvas, offset)
-        if self.lattice is not None:
-            views = views._replace(offset=self.lattice.scaled(next_.offset.detach()))
+        if self.lattice is None:
+            views = self.canvas.views(next_.canvas, offset)
+        else:  # every tile is where it belongs
+            views = self.canvas.views(next_.canvas, torch.zeros_like(offset))
+            views = views._replace(offset=self.lattice.scaled(offset))
         composed = self.motion.compose(next_.reading, belief.frames[:, -1], views, self.embed(action), next_.travel)
         moved_latent = self.tokenizer.encode(composed.picture)
         logits, hidden = self.dynamics(composed.features, moved_latent)

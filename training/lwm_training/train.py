@@ -179,9 +179,9 @@ class Run:
         """Whether what registration finds in a shard is kept, since it is asked for more often than there are steps."""
         if self.model.flows:
             return stage.trains != "tokenizer"
-        often = stage.trains in ("camera", "movers", "ahead")
         if self.model.lattice is not None:  # what its motions cost takes longer than a step
             return stage.trains != "tokenizer"
+        often = stage.trains in ("camera", "movers", "ahead")
         return often and self.accelerator.device.type == "cpu" and self.model.config.camera.max_motion > 0
 
     def _step(self, stage: Stage, objective, optimizer, parameters) -> tuple[dict[str, Tensor], Verdict]:

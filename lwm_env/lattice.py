@@ -14,8 +14,11 @@ import math
 import torch
 from torch import Tensor
 
+from lwm_env.memory import Canvas, Views
 from lwm_env.registration import FOLLOWED, Sighting, sight
+from lwm_env.whole_pixels import Scroll
 
+WHOLE = 0.02  # pixels beyond a whole motion that count as none
 BINS = 64  # phases that are told apart
 NEAR = 0.7  # pixels from the motion found by registration that are searched
 NEXT = (-1, 0, 1)  # pixels that a tile may go further than the picture as a whole
@@ -42,13 +45,22 @@ class Lattice:
         return phase * (2 / self.pitch) - 1
 
     def correct(self, phase: Tensor, estimate: Tensor, sighting: Sighting | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What `WorldModel.correct` gives: the motion (B, 2) that is taken, seen or estimated; the estimate with its
-        correction (B, 2 + 2); the next phase, with gradients to what is estimated of it."""
+        """See `WorldModel.correct`: all of a sighting is taken, the pixels need not be whole, and the offset is the
+        phase."""
         motion = estimate
         if sighting is not None:
             motion = torch.where(sighting.sure[:, None], self.motion(phase, estimate, sighting), estimate)
         corrected = torch.cat([estimate, (motion - estimate).detach()], 1)
         return motion.detach(), corrected, self.wrap(phase + motion)
+
+    def scroll(self, before: Tensor, pixels: Tensor, after: Tensor) -> Scroll:
+        """How a canvas goes by a motion (B, 2), which need not be whole, from one phase to another."""
+        towards = pixels.sign() * (pixels.abs() - WHOLE).ceil()
+        return Scroll(pixels, self.scaled(after.detach()), towards, *self.shifts(before, pixels))
+
+    def views(self, canvas: Canvas, content: Tensor, phase: Tensor) -> Views:
+        """What the moved content of a canvas shows: every tile is where it belongs."""
+        return canvas.views(content, torch.zeros_like(phase))._replace(offset=self.scaled(phase))
 
     def shifts(self, phase: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
         """By how many whole pixels each row and column of a canvas moves, (B, h) and (B, w), when a lattice at a phase

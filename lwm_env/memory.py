@@ -113,3 +113,14 @@ class Canvas:
         written = canvas.clone()
         written[:, :, rows, columns] = paint(canvas[:, :, rows, columns], picture, gate)
         return written
+
+    def fill_sides(self, canvas: Tensor, picture: Tensor, right: Tensor) -> Tensor:
+        """The canvas, whose columns have moved `right` (B, W + 2 margin or 1), with a picture (B, 3 + 1, H, W) where
+        columns came into view and nothing was seen yet, as far as the picture's last plane lets it through."""
+        (height, width), margin = self.frame_size, self.margin
+        place = torch.arange(width, device=canvas.device)
+        right = right if right.shape[1] == 1 else right[:, margin : margin + width]
+        came = ((place - right) < 0) | ((place - right) >= width)
+        view = canvas[:, :, margin : margin + height, margin : margin + width]
+        unseen = 1 - to_numbers(view)[1]
+        return self.write(canvas, picture[:, :3], picture[:, 3:] * unseen * came[:, None, None])

@@ -71,6 +71,7 @@ class Hints(NamedTuple):
     led: Tensor | None = None  # (B,), whether what is seen of the movers is taken; None: everywhere
     turned: Sighting | None = None  # how a view that turns really went
     above: Tensor | None = None  # (B, 4, S, W), what lies above the picture
+    sides: Tensor | None = None  # (B, 4, H, W), the next picture, and where its new columns are taken from it
     chance: Tensor | None = None  # (B, 3M), to be added to the logits of the movers' fates
 
 

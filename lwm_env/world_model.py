@@ -30,9 +30,10 @@ from lwm_env.motion import Hints, Motion
 from lwm_env.movers import FATES
 from lwm_env.presets import ModelConfig
 from lwm_env.prompts import PROMPTS, Prompts, read_prompts
-from lwm_env.registration import Sighting, sight
+from lwm_env.registration import Sighting
 from lwm_env.spec import DiscreteActions, WorldSpec
 from lwm_env.tokenizer import Tokenizer, to_frames, to_pixels
+from lwm_env.whole_pixels import WholePixels
 
 # A forked child inherits torch's thread pool in a state that hangs it (pytorch#17199).
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -40,7 +41,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 WEIGHTS = "model.safetensors"
 NO_HINTS = Hints()
-WHOLE = 0.02  # pixels beyond a whole motion that count as none
 
 
 class WorldModel(nn.Module):
@@ -64,6 +64,7 @@ class WorldModel(nn.Module):
         self.lattice: Lattice | None = None
         if config.camera.lattice:
             self.lattice = Lattice(config.camera.lattice, config.frame_size, config.margin)
+        self.scrolling = self.lattice or WholePixels(still=not config.camera.max_motion)
         num_events = players * len(spec.reward_values) + 1
         self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim, num_events)
         self.turns, self.flows = config.motion.flow == RIGID, config.motion.flow != 0
@@ -115,20 +116,8 @@ class WorldModel(nn.Module):
 
     def correct(self, offset: Tensor, estimate: Tensor, sighting: Sighting | None) -> tuple[Tensor, Tensor, Tensor]:
         """An offset and an estimated motion (B, 2) -> whole pixels to move by, the estimate with its correction
-        (B, 2 + 2), and the offset that is left, in [-0.5, 0.5]. Gradients flow to the estimate.
-
-        Of a sighting the whole motion is taken, and of the estimate what it leaves open. With a lattice all of a
-        sighting is taken, the pixels need not be whole, and an offset is the lattice's phase.
-        """
-        if self.lattice is not None:
-            return self.lattice.correct(offset, estimate, sighting)
-        total = offset + estimate
-        whole = total.detach().round()
-        if sighting is None:
-            return whole, torch.cat([estimate, torch.zeros_like(estimate)], 1), total - whole
-        whole = torch.where(sighting.sure[:, None], sighting.motion.round(), whole)
-        left = (total - whole).clamp(-0.5, 0.5)
-        return whole, torch.cat([estimate, (whole + left - total).detach()], 1), left
+        (B, 2 + 2), and the offset that is left. A sighting overrules the estimate; gradients flow to it."""
+        return self.scrolling.correct(offset, estimate, sighting)
 
     def anticipate(
         self,
@@ -147,25 +136,22 @@ class WorldModel(nn.Module):
         turned, sighting = (sighting, None) if self.flows else (None, sighting)
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
         pixels, motion, offset = self.correct(belief.offset, estimate, sighting)
-        if self.lattice is None:
-            travel, fraction = (pixels + offset - belief.offset).detach(), offset.detach()
-            towards, lines = pixels, (pixels[:, :1], pixels[:, 1:])
-        else:
-            travel, fraction = pixels, self.lattice.scaled(offset.detach())
-            towards = pixels.sign() * (pixels.abs() - WHOLE).ceil()  # the pixels of those tiles that go furthest
-            lines = self.lattice.shifts(belief.offset, pixels)
+        scroll = self.scrolling.scroll(belief.offset, pixels, offset)
         above = self.ahead.lying(belief.canvas) if isinstance(self.ahead, Above) else None
         if above is not None and ahead is not None:
             above = ahead(above, last)
         hints = hints._replace(turned=turned, above=above)
-        reading = self.motion.read(belief.frames, action, travel, fraction, belief.memory, hints)
+        reading = self.motion.read(belief.frames, action, scroll.travel, scroll.fraction, belief.memory, hints)
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
         if above is None and ahead is not None:
-            canvas = ahead(canvas, towards)
-        canvas = move_lines(canvas, *lines)
+            canvas = ahead(canvas, scroll.towards)
+        canvas = move_lines(canvas, scroll.down, scroll.right)
+        if hints.sides is not None:
+            canvas = self.canvas.fill_sides(canvas, hints.sides, scroll.right)
         if above is not None:
             canvas = self.ahead.lay(canvas, reading.above)
-        return Anticipation(reading, reading.turn if self.flows else estimate, motion, travel, carry, canvas, offset)
+        estimate = reading.turn if self.flows else estimate
+        return Anticipation(reading, estimate, motion, scroll.travel, carry, canvas, offset)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
         """How the camera went between two real pictures (B, 3, H, W): by registration, unless it stands still. A field
@@ -175,11 +161,7 @@ class WorldModel(nn.Module):
         if self.flows:
             dim = self.motion.flow.motion_dim
             return Sighting(before.new_zeros(len(before), dim), before.new_zeros(len(before), dtype=torch.bool))
-        if self.lattice is not None:
-            return self.lattice.sight(before, after)
-        if self.config.camera.max_motion:
-            return sight(before, after)
-        return Sighting(before.new_zeros(len(before), 2), torch.ones_like(before[:, 0, 0, 0], dtype=torch.bool))
+        return self.scrolling.sight(before, after)
 
     @torch.no_grad()
     def observe(self, belief: Belief, action: Tensor, picture: Tensor, sighting: Sighting | None = None) -> Belief:
@@ -207,11 +189,7 @@ class WorldModel(nn.Module):
         """Everything about the next step that is known before its tokens are sampled; the rest as for `anticipate`."""
         next_ = self.anticipate(belief, action, sighting, hints, ahead)
         offset = next_.offset.detach()
-        if self.lattice is None:
-            views = self.canvas.views(next_.canvas, offset)
-        else:  # every tile is where it belongs
-            views = self.canvas.views(next_.canvas, torch.zeros_like(offset))
-            views = views._replace(offset=self.lattice.scaled(offset))
+        views = self.scrolling.views(self.canvas, next_.canvas, offset)
         composed = self.motion.compose(next_.reading, belief.frames[:, -1], views, self.embed(action), next_.travel)
         moved_latent = self.tokenizer.encode(composed.picture)
         logits, hidden = self.dynamics(composed.features, moved_latent)

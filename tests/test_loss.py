@@ -249,6 +249,19 @@ def test_camera_and_movers_are_led_in_guided_clips_alone(tiny_config, tiny_spec)
     assert proposal.sources[0, -1, 0, 5, 6] == 1.0  # the copy of the mover
 
 
+def test_guided_clips_are_shown_what_comes_into_view_at_the_sides(model):
+    pixels = torch.stack([torch.zeros(3, 3, 16, 16), torch.ones(3, 3, 16, 16)], 1)  # black, then white
+    camera = Sighting(torch.tensor([[0.0, -2.0]] * 3), torch.tensor([True, True, False]))
+    guided = torch.tensor([True, False, True])
+
+    led, hints = guidance(model, model.believe(pixels[:, 0]), pixels[:, 1], camera, guided, torch.ones(3).bool())
+    canvas = model.anticipate(model.believe(pixels[:, 0]), torch.zeros(3, 1, dtype=torch.long), led, hints).canvas
+
+    view = model.canvas.views(canvas, torch.zeros(3, 2))
+    assert (view.colours[0][0, :, :, -2:] == 1).all() and (view.known[0, 0, :, -2:] == 1).all()
+    assert (view.colours[0][0, :, :, :-2] < 1).all() and not view.colours[0][1:].eq(1).any()
+
+
 def test_clips_without_a_valid_step_teach_no_step(model):
     batch = as_batch(clips(valid=False), model)
 

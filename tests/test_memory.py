@@ -98,3 +98,21 @@ def test_a_canvas_of_bytes_is_written_moved_and_looked_at_like_one_of_numbers():
     seen = views[0].known[:, :1]
     assert torch.allclose(views[0].colours[0] * seen, views[1].colours[0] * seen, atol=1e-6)
     assert to_bytes(to_bytes(numbers)).unique().tolist() == [0, 128]  # unseen, grey
+
+
+def test_sides_are_filled_where_columns_came_into_view_and_nothing_was_seen():
+    canvas, new = Canvas(SIZE, margin=4), picture()
+    moved = move_whole(painted(canvas, torch.zeros(1, 3, *SIZE)), torch.tensor([[1.0, -3.0]]))
+    allowed = torch.ones(1, 1, *SIZE)
+    allowed[..., 5, :] = 0.0
+
+    filled = canvas.fill_sides(moved, torch.cat([new, allowed], 1), torch.tensor([[-3.0]]))
+
+    view = canvas.views(filled, torch.zeros(1, 2))
+    expected, known = torch.zeros(1, 3, *SIZE), torch.ones(1, *SIZE)
+    expected[..., 13:] = new[..., 13:] * allowed[..., 13:]
+    known[:, 0, :13], known[:, 5, 13:] = 0.0, 0.0  # a new row is no side
+    assert torch.equal(view.colours[0], expected) and torch.equal(view.known[:, 0], known)
+
+    back = canvas.fill_sides(moved, torch.cat([new, allowed], 1), torch.tensor([[3.0]]))
+    assert torch.equal(back[:, :, 5:], moved[:, :, 5:])  # at the left everything was seen but the row that is new

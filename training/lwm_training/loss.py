@@ -53,6 +53,7 @@ class LossWeights:
     end: float = 0.1
     true_tokens: float = 0.3  # share of clips that are drawn from the true tokens instead of predicted ones
     guided: float = 0.6  # share of clips whose canvas follows the real camera, so that all pictures can be compared
+    shown: float = 0.0  # share of these that are shown the columns that come into view, as what draws ahead does
     # With a teacher (`[distill]`):
     on_policy: float = 1.0  # share of clips that go on from what the model drew; the others go on from the real frames
     teacher_latent: float = 1.0
@@ -93,13 +94,23 @@ def moved_by(model: WorldModel, belief: Belief, proposal: Proposal) -> Sighting:
 
 
 def guidance(
-    model: WorldModel, belief: Belief, target: Tensor, camera: Sighting, guided: Tensor
+    model: WorldModel,
+    belief: Belief,
+    target: Tensor,
+    camera: Sighting,
+    guided: Tensor,
+    shown: Tensor | None = None,
 ) -> tuple[Sighting, Hints]:
-    """How the camera and the movers go to the target (B, 3, H, W), as far as it is seen and in `guided` clips (B,)."""
+    """How the camera and the movers go to the target (B, 3, H, W), as far as it is seen and in `guided` clips (B,); and
+    in clips that are `shown` (B,) them, the columns that come into view."""
     hints = Hints()
+    if shown is not None:
+        taken = (shown & guided & camera.sure)[:, None, None, None].expand_as(target[:, :1])
+        hints = hints._replace(sides=torch.cat([target, taken.to(target.dtype)], 1))
     if model.motion.movers is not None:
         with torch.no_grad():
-            hints = Hints(movers=model.motion.movers.sight(belief.frames[:, -1], target), led=guided)
+            movers = model.motion.movers.sight(belief.frames[:, -1], target)
+        hints = hints._replace(movers=movers, led=guided)
     return camera._replace(sure=camera.sure & guided), hints
 
 
@@ -197,11 +208,12 @@ def unroll_errors(
     guided = chosen_with(weights.guided)
     dreams = chosen_with(weights.on_policy)
     guided = guided | ~dreams
+    shown = chosen_with(weights.shown) if weights.shown else None
     taught, parted = None if teaching is None else teaching.begin(batch, seen, context), torch.zeros_like(dreams)
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
-        camera, hints = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided)
+        camera, hints = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided, shown)
         proposal = model.propose(belief, batch.actions[:, t], camera, hints)
         followed = followed & (sighting.sure | guided)
         if model.flows:

@@ -86,6 +86,11 @@ class Canvas:
         """Nothing seen yet: (B, 4, H + 2 margin, W + 2 margin)."""
         return torch.zeros(batch, 4, *self.size, device=device)
 
+    def view(self, canvas: Tensor) -> Tensor:
+        """The part of a canvas that is in view: (B, 4, H, W)."""
+        (height, width), margin = self.frame_size, self.margin
+        return canvas[:, :, margin : margin + height, margin : margin + width]
+
     def views(self, canvas: Tensor, offset: Tensor) -> Views:
         """What a canvas (already moved by whole pixels) shows, and what it would show one pixel further on in the
         direction of the offset that is left over: down, right, and both."""
@@ -117,10 +122,9 @@ class Canvas:
     def fill_sides(self, canvas: Tensor, picture: Tensor, right: Tensor) -> Tensor:
         """The canvas, whose columns have moved `right` (B, W + 2 margin or 1), with a picture (B, 3 + 1, H, W) where
         columns came into view and nothing was seen yet, as far as the picture's last plane lets it through."""
-        (height, width), margin = self.frame_size, self.margin
+        width, margin = self.frame_size[1], self.margin
         place = torch.arange(width, device=canvas.device)
         right = right if right.shape[1] == 1 else right[:, margin : margin + width]
         came = ((place - right) < 0) | ((place - right) >= width)
-        view = canvas[:, :, margin : margin + height, margin : margin + width]
-        unseen = 1 - to_numbers(view)[1]
+        unseen = 1 - to_numbers(self.view(canvas))[1]
         return self.write(canvas, picture[:, :3], picture[:, 3:] * unseen * came[:, None, None])

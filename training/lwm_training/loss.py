@@ -18,7 +18,7 @@ from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
 from lwm_training.camera_loss import LOST, camera_errors, strayed_on
 from lwm_training.flow_loss import flow_distance, flow_error
-from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, picture_error
+from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, lost_error, picture_error
 
 if TYPE_CHECKING:
     from lwm_training.teacher import Teaching
@@ -38,6 +38,8 @@ class LossWeights:
     changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
     ends: float = 0.0  # on latents near the ends of their range, where tanh has no gradient, beside the codec's loss
     moved: float = 4.0
+    unlike: float = 0.0  # the same share on what was seen before and looks otherwise now, wherever the camera goes
+    lost: float = 0.0  # of what is drawn nowhere near where it is, or is nowhere near where it is drawn
     spots: float = 1.0  # of a stage for the movers alone: where they stand; 0 leaves them there, which is faster
     course: float = 0.3  # and what becomes of them
     told: float = 0.3  # and what happens then
@@ -114,6 +116,13 @@ def guidance(
     return camera._replace(sure=camera.sure & guided), hints
 
 
+def unlike(model: WorldModel, proposal: Proposal, target: Tensor) -> Tensor:
+    """Where the moved canvas has something else than the target (B, 3, H, W), though it was seen: things that move by
+    themselves, and what the dream has left out or left behind. 1 or 0, (B, 1, H, W)."""
+    known = model.canvas.view(proposal.canvas)[:, 3:] > 0.5
+    return changes(proposal.sources[:, 0].detach(), target) * known
+
+
 class Drawn(NamedTuple):
     """What a step drew: the picture (B, 3, H, W), and the logits of reward (B, P, R) and end (B,) seen in it."""
 
@@ -145,10 +154,11 @@ def step_errors(
     rewards = F.cross_entropy(reward_logits.flatten(0, 1), batch.rewards[:, t].flatten(), reduction="none")
     ends = F.binary_cross_entropy_with_logits(end_logit, batch.ends[:, t], reduction="none")
     emphasised = None
-    if weights.changed:
-        mask = changes(batch.pixels[:, t], target)
-        emphasised = emphasis(mask, weights.changed)
-        tokens = tokens * emphasis(F.max_pool2d(mask, tokenizer.config.patch), weights.changed)
+    if weights.changed or weights.unlike:
+        mask = changes(batch.pixels[:, t], target) if weights.changed else unlike(model, proposal, target)
+        share = weights.changed or weights.unlike
+        emphasised = emphasis(mask, share)
+        tokens = tokens * emphasis(F.max_pool2d(mask, tokenizer.config.patch), share)
 
     def wrong(picture: Tensor) -> Tensor:
         side = int(weights.coarse)
@@ -164,6 +174,8 @@ def step_errors(
     }
     if model.motion.flow is not None:
         losses["flow"] = mean_valid(flow_error(proposal.sources[:, FLOW], target), seen_alike)
+    if weights.lost:
+        losses["lost"] = mean_valid(lost_error(drawn, target) + lost_error(proposal.moved, target), seen_alike)
     if weights.choice:
         error = choice_error(proposal.masks, proposal.sources, target, emphasised)
         losses["choice"] = mean_valid(error, seen_alike)

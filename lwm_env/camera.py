@@ -2,7 +2,7 @@
 
 It is small and reads one frame, so that training shows it millions: falling, landing and running into walls are learned
 from many falls. It looks at the middle half of the frame, where a followed player is, and at the whole at half the
-resolution.
+resolution; where tiles are drawn at whole pixels, it is told where in its tile each pixel of the middle lies.
 
 Shapes: B worlds, frames (B, 3, H, W) in [-1, 1], motions (B, 2) in pixels, down and right, of the picture's content.
 """
@@ -48,6 +48,13 @@ class Camera(nn.Module):
         cells = [side // 2 // pool // 4 for side, pool in zip(frame_size, self.pool, strict=True)]
         hidden, carry = config.hidden_dim, config.carry_dim
         self.middle, self.whole = _glance(config.middle_dim), _glance(config.whole_dim)
+        if config.lattice:
+            self.tiles = nn.Conv2d(4, config.middle_dim, 4, stride=2, padding=1, bias=False)
+            nn.init.zeros_(self.tiles.weight)
+            for name, side, pool in zip(("rows", "columns"), frame_size, self.pool, strict=True):
+                places = torch.arange(side // 2 // pool) * pool + pool / 2 + side // 4
+                angles = places * (2 * math.pi / config.lattice)
+                self.register_buffer(name, torch.stack([angles.sin(), angles.cos()]), persistent=False)
         self.look = nn.Linear((config.middle_dim + config.whole_dim) * cells[0] * cells[1], hidden)
         self.condition = nn.Linear(action_dim + 6, hidden)
         self.norm = nn.LayerNorm(hidden)
@@ -70,19 +77,33 @@ class Camera(nn.Module):
         whole = F.avg_pool2d(picture, tuple(2 * pool for pool in self.pool))
         if self.pool != (1, 1):
             middle = F.avg_pool2d(middle, self.pool)
-        seen = torch.cat([self.middle(middle).flatten(1), self.whole(whole).flatten(1)], 1)
         before, correction = motion.chunk(2, dim=1)
-        place = [correction, offset]
+        place, looks = [correction, offset], self.middle[0](middle)
         if self.config.lattice:
             before = before + correction
             sine, cosine = sine_and_cosine(offset * (2 * math.pi / self.config.lattice))
             place = [cosine, sine]
+            looks = looks + self.tiles(self.in_tiles(sine, cosine))
+        seen = torch.cat([self.middle[1:](looks).flatten(1), self.whole(whole).flatten(1)], 1)
         known = torch.cat([action, before / 4, *place], 1)
         hidden = self.think(self.norm(self.look(seen) + self.condition(known)))
         carry = self.remember(torch.cat([hidden, known], 1), carry)
         change, keep = self.decide(torch.cat([hidden, carry], 1)).chunk(2, 1)
         limit = self.config.max_motion
         return (torch.sigmoid(keep) * before + 4 * change).clamp(-limit, limit), carry
+
+    def in_tiles(self, sine: Tensor, cosine: Tensor) -> Tensor:
+        """Where in its tile each pixel of the middle lies when lines have a phase (B, 2) of these: sine and cosine of
+        row and column, (B, 4, h, w)."""
+        planes = []
+        for axis, places in enumerate((self.rows, self.columns)):
+            sines, cosines = places
+            behind, ahead = sine[:, axis, None], cosine[:, axis, None]
+            planes.append(torch.stack([sines * ahead - cosines * behind, cosines * ahead + sines * behind], 1))
+        rows, columns = planes
+        height, width = rows.shape[2], columns.shape[2]
+        rows, columns = rows[..., None].expand(-1, -1, -1, width), columns[:, :, None].expand(-1, -1, height, -1)
+        return torch.cat([rows, columns], 1)
 
 
 def _glance(dim: int) -> nn.Sequential:

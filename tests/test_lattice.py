@@ -1,5 +1,6 @@
 """Tiles that are drawn at whole pixels, each for itself: a game of such tiles, drawn here, is followed and moved."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -171,6 +172,23 @@ def test_a_dream_is_astray_by_what_its_motions_lack(model):
     # From a phase that is astray the real one is known, and the same motion with it.
     moved = model.lattice.wrap(belief.offset + further)
     assert torch.equal(strayed_on(model, estimate, moved, moved + estimate, further, here), further)
+
+
+def test_the_camera_sees_where_in_its_tile_each_pixel_lies(model):
+    angles = torch.tensor([[0.5, 1.25]]) * (2 * math.pi / PITCH)
+
+    planes = model.camera.in_tiles(angles.sin(), angles.cos())
+
+    middle = torch.arange(SIDE // 4, 3 * SIDE // 4) + 0.5
+    down, right = ((middle - phase) * (2 * math.pi / PITCH) for phase in (0.5, 1.25))
+    assert planes.shape == (1, 4, SIDE // 2, SIDE // 2)
+    assert torch.allclose(planes[0, :2, :, 3], torch.stack([down.sin(), down.cos()]), atol=1e-5)
+    assert torch.allclose(planes[0, 2:, 7], torch.stack([right.sin(), right.cos()]), atol=1e-5)
+    estimates = [
+        model.camera(torch.zeros(1, 3, SIDE, SIDE), torch.zeros(1, 3), torch.zeros(1, 4), phase, torch.zeros(1, 8))[1]
+        for phase in (torch.tensor([[0.5, 1.25]]), torch.tensor([[0.5 + PITCH, 1.25]]))
+    ]
+    assert torch.allclose(*estimates, atol=1e-5)  # a pitch further on is the same phase
 
 
 def test_all_losses_reach_their_networks(model):

@@ -16,7 +16,16 @@ from lwm_training.batch import Batch, as_batch, at, mean_valid, sightings
 from lwm_training.camera_loss import camera_errors, camera_unroll, motion_distance
 from lwm_training.clips import Clips
 from lwm_training.loss import LossWeights, guidance, total_error, unroll_errors
-from lwm_training.picture_loss import changes, choice_error, elsewhere, emphasis, end_error, lost_error, picture_error
+from lwm_training.picture_loss import (
+    PLAIN,
+    changes,
+    choice_error,
+    elsewhere,
+    emphasis,
+    end_error,
+    lost_error,
+    picture_error,
+)
 
 
 @pytest.fixture(scope="module")
@@ -265,12 +274,16 @@ def test_guided_clips_are_shown_what_comes_into_view_at_the_sides(model):
 def test_a_small_thing_may_be_two_pixels_off_but_neither_missing_nor_too_much():
     real, near, far, nothing = (torch.zeros(1, 3, 16, 16) for _ in range(4))
     real[..., 5, 5] = near[..., 7, 4] = far[..., 5, 9] = 0.5
-    one = 0.5 / 256
+    one, everywhere = (0.5 - PLAIN) / 256, torch.ones(1, 1, 16, 16)
 
-    assert lost_error(near, real).item() == lost_error(real, real).item() == 0
-    assert lost_error(nothing, real).item() == lost_error(real, nothing).item() == pytest.approx(one)
-    assert lost_error(far, real).item() == pytest.approx(2 * one)
-    assert lost_error(-far, nothing).item() == pytest.approx(one)  # darker as well as brighter
+    def lost(*pictures: torch.Tensor) -> float:
+        return lost_error(*pictures, everywhere).item()
+
+    assert lost(near, real) == lost(real, real) == lost(0.5 * real, nothing) == 0
+    assert lost(nothing, real) == lost(real, nothing) == pytest.approx(one)
+    assert lost(far, real) == pytest.approx(2 * one)
+    assert lost(-far, nothing) == pytest.approx(one)  # darker as well as brighter
+    assert lost_error(nothing, real, everywhere * (torch.arange(16) > 5)).item() == 0
 
 
 def test_clips_without_a_valid_step_teach_no_step(model):

@@ -119,8 +119,12 @@ def guidance(
 def unlike(model: WorldModel, proposal: Proposal, target: Tensor) -> Tensor:
     """Where the moved canvas has something else than the target (B, 3, H, W), though it was seen: things that move by
     themselves, and what the dream has left out or left behind. 1 or 0, (B, 1, H, W)."""
-    known = model.canvas.view(proposal.canvas)[:, 3:] > 0.5
-    return changes(proposal.sources[:, 0].detach(), target) * known
+    return changes(proposal.sources[:, 0].detach(), target) * seen_before(model, proposal)
+
+
+def seen_before(model: WorldModel, proposal: Proposal) -> Tensor:
+    """Where the moved canvas knows anything: 1 or 0, (B, 1, H, W)."""
+    return (model.canvas.view(proposal.canvas)[:, 3:] > 0.5).to(proposal.moved.dtype)
 
 
 class Drawn(NamedTuple):
@@ -175,7 +179,9 @@ def step_errors(
     if model.motion.flow is not None:
         losses["flow"] = mean_valid(flow_error(proposal.sources[:, FLOW], target), seen_alike)
     if weights.lost:
-        losses["lost"] = mean_valid(lost_error(drawn, target) + lost_error(proposal.moved, target), seen_alike)
+        known = seen_before(model, proposal)
+        lost = [lost_error(picture, target, known) for picture in (drawn, proposal.moved)]
+        losses["lost"] = mean_valid(sum(lost), seen_alike)
     if weights.choice:
         error = choice_error(proposal.masks, proposal.sources, target, emphasised)
         losses["choice"] = mean_valid(error, seen_alike)

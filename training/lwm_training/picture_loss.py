@@ -10,6 +10,7 @@ from lwm_env.tokenizer import Tokenizer
 
 CHANGED = 0.1  # difference of a colour, of 2 at most, from which on a pixel has changed
 ELSEWHERE = 1.0  # sum over the colours of a difference, of 6 at most, from which on a thing is elsewhere
+PLAIN = 0.3  # less is no thing but texture; without it everything is dotted, which has something of all nearby
 STRAYS = 2  # pixels that a small thing may be from where it should be
 SURE = 0.1  # squared error of a source, over the colours, by which another explains a pixel e times as well
 UNEXPLAINED = 1e-3  # likelihood of a pixel that no source explains
@@ -31,8 +32,9 @@ def elsewhere(drawn: Tensor, real: Tensor) -> Tensor:
     return (F.relu(real - highest) + F.relu(lowest - real)).sum(1).amax((1, 2)) > ELSEWHERE
 
 
-def lost_error(drawn: Tensor, real: Tensor) -> Tensor:
-    """How much either of two pictures (B, 3, H, W) shows of which the other has nothing within `STRAYS` pixels: (B,).
+def lost_error(drawn: Tensor, real: Tensor, seen: Tensor) -> Tensor:
+    """How much either of two pictures (B, 3, H, W) shows of which the other has nothing within `STRAYS` pixels, beyond
+    a colour's difference of `PLAIN`, where it was `seen` (B, 1, H, W) before: (B,).
 
     Of a small thing whose place is uncertain, absolute errors are least where nothing is drawn; here where it is drawn
     anywhere near.
@@ -41,9 +43,9 @@ def lost_error(drawn: Tensor, real: Tensor) -> Tensor:
 
     def missing(here: Tensor, there: Tensor) -> Tensor:
         highest, lowest = (sign * F.max_pool2d(sign * there, side, stride=1, padding=STRAYS) for sign in (1, -1))
-        return F.relu(here - highest) + F.relu(lowest - here)
+        return F.relu(here - highest - PLAIN) + F.relu(lowest - here - PLAIN)
 
-    return (missing(real, drawn) + missing(drawn, real)).mean((1, 2, 3))
+    return ((missing(real, drawn) + missing(drawn, real)) * seen).mean((1, 2, 3))
 
 
 def emphasis(mask: Tensor, share: float) -> Tensor:

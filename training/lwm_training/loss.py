@@ -36,9 +36,9 @@ class LossWeights:
     squared: float = 0.0  # of the squared error, beside every picture loss; absolute errors alone never learn a ball
     coarse: float = 1  # pixels averaged along a side before pictures are compared, so that texture teaches no blur
     changed: float = 0.0  # share of picture and token losses on what changed, where little does, such as a ball
+    unlike: float = 0.0  # instead on what was seen before and looks otherwise now, wherever the camera goes
     ends: float = 0.0  # on latents near the ends of their range, where tanh has no gradient, beside the codec's loss
     moved: float = 4.0
-    unlike: float = 0.0  # the same share on what was seen before and looks otherwise now, wherever the camera goes
     lost: float = 0.0  # of what is drawn nowhere near where it is, or is nowhere near where it is drawn
     spots: float = 1.0  # of a stage for the movers alone: where they stand; 0 leaves them there, which is faster
     course: float = 0.3  # and what becomes of them

@@ -24,12 +24,17 @@ def changes(before: Tensor, after: Tensor) -> Tensor:
     return F.max_pool2d(mask, 3, stride=1, padding=1)
 
 
+def missing(here: Tensor, there: Tensor, reach: int) -> Tensor:
+    """How far each colour of a picture is from all that another shows within `reach` pixels: (B, 3, H, W)."""
+    side = 2 * reach + 1
+    highest, lowest = (sign * F.max_pool2d(sign * there, side, stride=1, padding=reach) for sign in (1, -1))
+    return F.relu(here - highest) + F.relu(lowest - here)
+
+
 def elsewhere(drawn: Tensor, real: Tensor) -> Tensor:
     """Whether the real picture (B, 3, H, W) shows something of which the drawn one has nothing within a pixel: (B,).
     What is drawn too much does not count."""
-    highest = F.max_pool2d(drawn, 3, stride=1, padding=1)
-    lowest = -F.max_pool2d(-drawn, 3, stride=1, padding=1)
-    return (F.relu(real - highest) + F.relu(lowest - real)).sum(1).amax((1, 2)) > ELSEWHERE
+    return missing(real, drawn, 1).sum(1).amax((1, 2)) > ELSEWHERE
 
 
 def lost_error(drawn: Tensor, real: Tensor, seen: Tensor) -> Tensor:
@@ -39,13 +44,8 @@ def lost_error(drawn: Tensor, real: Tensor, seen: Tensor) -> Tensor:
     Of a small thing whose place is uncertain, absolute errors are least where nothing is drawn; here where it is drawn
     anywhere near.
     """
-    side = 2 * STRAYS + 1
-
-    def missing(here: Tensor, there: Tensor) -> Tensor:
-        highest, lowest = (sign * F.max_pool2d(sign * there, side, stride=1, padding=STRAYS) for sign in (1, -1))
-        return F.relu(here - highest - PLAIN) + F.relu(lowest - here - PLAIN)
-
-    return ((missing(real, drawn) + missing(drawn, real)) * seen).mean((1, 2, 3))
+    apart = [F.relu(missing(*pair, STRAYS) - PLAIN) for pair in ((real, drawn), (drawn, real))]
+    return (sum(apart) * seen).mean((1, 2, 3))
 
 
 def emphasis(mask: Tensor, share: float) -> Tensor:

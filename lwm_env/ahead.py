@@ -29,6 +29,7 @@ class AheadConfig:
     """Shape of what draws ahead."""
 
     width: int = 0  # pixels of a strip, S; 0: nothing is drawn ahead, and tokens are sampled instead
+    rows: bool = False  # whether rows below and above a view are drawn as columns at its sides are
     reach: int = 16  # pixels of the view beside it that are looked at, R
     dim: int = 48
     blocks: int = 1
@@ -44,7 +45,8 @@ class AheadConfig:
 
 
 class Ahead(nn.Module):
-    """Draws strips. `crop` and `paste` know where they lie on a canvas, see `lwm_env.memory`."""
+    """Draws strips of columns; of rows, if canvases and motions are given transposed. `crop` and `paste` know where
+    they lie on a canvas, see `lwm_env.memory`."""
 
     codes: Tensor  # (K, code_dim) in [-1, 1]
 

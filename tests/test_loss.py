@@ -1,5 +1,6 @@
 """Losses against arithmetic done by hand."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from lwm_training import camera_loss
 from lwm_training.batch import Batch, as_batch, at, mean_valid, sightings
 from lwm_training.camera_loss import camera_errors, camera_unroll, motion_distance
 from lwm_training.clips import Clips
+from lwm_training.event_loss import event_errors
 from lwm_training.loss import LossWeights, guidance, total_error, unroll_errors
 from lwm_training.picture_loss import (
     PLAIN,
@@ -26,6 +28,8 @@ from lwm_training.picture_loss import (
     lost_error,
     picture_error,
 )
+from lwm_training.recipe import Stage
+from lwm_training.stages import trained_parameters
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +346,38 @@ def test_a_camera_that_is_shown_its_dream_sees_what_the_world_draws(model):
     shown = [(to_frames(picture).float() - output.frame.float()).abs().mean().item() for picture in seen]
     assert min(shown) < 1 and torch.equal(seen[0], batch.pixels[:, 0])
     assert losses["place"].requires_grad
+
+
+@pytest.mark.parametrize("on_policy", [0.0, 1.0])
+def test_the_head_of_events_learns_alone_what_an_unroll_teaches_it(model, on_policy):
+    batch = as_batch(clips(), model)
+    weights = LossWeights(guided=1.0, on_policy=on_policy, true_tokens=0.0)
+    stage = Stage(name="events", trains="events", steps=1, learning_rate=1e-3)
+    learning = trained_parameters(model, stage)
+
+    losses = event_errors(model, batch, 2, weights, torch.Generator().manual_seed(0))
+    sum(losses.values()).backward()
+
+    whole = unroll_errors(model, batch, 2, weights, torch.Generator().manual_seed(0))
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(
+        {name: whole[name].item() for name in ("reward", "end")}, rel=1e-5
+    )
+    assert {id(x) for x in learning} == {id(x) for x in model.events.parameters()}
+    assert all(parameter.grad is not None for parameter in learning)
+    model.requires_grad_(True).zero_grad()
+
+
+def test_a_dream_of_the_camera_is_shown_the_real_world_from_where_it_has_gone(model, monkeypatch):
+    model, batch, hints = deepcopy(model), as_batch(clips(steps=5), model), []
+    model.camera.decide[-1].bias.data[:] = torch.tensor([0, -0.7, -20, -20])  # three pixels to the left, really two
+    onward = camera_loss.dream_on
+    monkeypatch.setattr(camera_loss, "dream_on", lambda *given: (hints.append(given[-1]), onward(*given))[1])
+
+    camera_loss.camera_unroll(model, batch, 2, True, None, torch.tensor([True, False]))
+
+    picture, known = hints[0].sides.split([3, 1], 1)
+    assert known[0, 0, :3].all() and not known[1].any()
+    assert torch.equal(picture[0, :, :3, :-1], batch.pixels[0, 2, :, :3, 1:])  # a pixel further than the real camera
 
 
 @pytest.mark.parametrize("unroll", [1, 4])

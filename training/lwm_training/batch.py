@@ -44,6 +44,11 @@ def as_batch(clips, model: WorldModel) -> Batch:
     )
 
 
+def chosen_with(share: float, batch: Batch, generator: torch.Generator) -> Tensor:
+    """A `share` of the clips, drawn by chance: bool (B,)."""
+    return (torch.rand(len(batch.pixels), generator=generator) < share).to(batch.pixels.device)
+
+
 def last_frames(t: int, count: int) -> list[int]:
     """Which frames are seen before step t: its last `count`, the first one again where there are none before it."""
     return [max(0, t + k) for k in range(1 - count, 1)]

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.belief import Belief
+from lwm_env.motion import Hints
 from lwm_env.registration import Sighting
-from lwm_env.world_model import WorldModel
+from lwm_env.world_model import NO_HINTS, WorldModel
 from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
 from lwm_training.mosaic import Mosaic
 
@@ -66,11 +67,17 @@ def motion_distance(estimated: Tensor, registered: Tensor, beta: float = 2.0) ->
 
 
 def camera_unroll(
-    model: WorldModel, batch: Batch, context: int, dreamed: bool = False, teaching: "Teaching | None" = None
+    model: WorldModel,
+    batch: Batch,
+    context: int,
+    dreamed: bool = False,
+    teaching: "Teaching | None" = None,
+    shown: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Errors of the camera alone, with gradients through all that is carried: corrected by what is seen in `context`
     real frames, then left to itself. From there on it sees the real world from where it has gone astray to, or what is
-    `dreamed` of it, which costs ten times as much."""
+    `dreamed` of it, which costs ten times as much. Clips that are `shown` (B,) it have there the real world in the
+    columns that come into view: a wall that a dream does not know of stops nobody in it."""
     seen, belief = sightings(model, batch), model.believe(batch.pixels[:, 0])
     offset, motion, carry, doubt = belief.offset, belief.motion, belief.carry, None
     steps, astray, followed = batch.actions.shape[1], torch.zeros_like(offset), batch.valid[:, 0].bool()
@@ -82,10 +89,8 @@ def camera_unroll(
     for t in range(steps):
         sighting, free = at(seen, t), t >= context - 1
         picture = batch.pixels[:, t]
-        if free and dream is None:
-            picture = mosaic.show(t, astray.detach().round())
-        elif free:
-            picture, dream = dream.frames[:, -1], dream_on(model, dream, batch.actions[:, t])
+        if free:
+            picture = mosaic.show(t, astray.detach().round()) if dream is None else dream.frames[:, -1]
         with torch.autocast(picture.device.type, enabled=False):  # places are sums, and 7.4 in bfloat16 is 7.406
             estimate, carry = model.camera(picture.float(), model.embed(batch.actions[:, t]), motion, offset, carry)
         if model.lattice is not None and sighting.cost is not None and not free:
@@ -106,12 +111,18 @@ def camera_unroll(
             astray = astray + strayed_on(model, estimate, before, offset, astray, sighting)
         offset, astray = (torch.lerp(place.detach(), place, CREDIT) for place in (offset, astray))
         followed = followed & (astray.abs().amax(1) < LOST)
+        if free and dream is not None:
+            hints = NO_HINTS
+            if shown is not None:
+                picture, known = mosaic.seen_from(t + 1, astray.detach().round()).split([3, 1], 1)
+                hints = Hints(sides=torch.cat([picture, known * shown[:, None, None, None]], 1))
+            dream = dream_on(model, dream, batch.actions[:, t], hints)
     return totals
 
 
 @torch.no_grad()
-def dream_on(model: WorldModel, belief: Belief, action: Tensor) -> Belief:
+def dream_on(model: WorldModel, belief: Belief, action: Tensor, hints: Hints) -> Belief:
     """The belief after one more step on its own likeliest tokens."""
-    proposal = model.propose(belief, action)
+    proposal = model.propose(belief, action, hints=hints)
     latent = model.tokenizer.levels[proposal.logits.argmax(2)]
     return model.commit(belief, proposal, model.tokenizer.decode(latent, proposal.moved).clamp(-1, 1))

@@ -4,6 +4,7 @@ Shapes: B clips, T steps, P players, D latent dimensions, L levels, h x w cells.
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.motion import FLOW, Hints
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
-from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
+from lwm_training.batch import Batch, at, chosen_with, context_belief, mean_valid, sightings
 from lwm_training.camera_loss import LOST, camera_errors, strayed_on
 from lwm_training.flow_loss import flow_distance, flow_error
 from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, lost_error, picture_error
@@ -55,7 +56,8 @@ class LossWeights:
     end: float = 0.1
     true_tokens: float = 0.3  # share of clips that are drawn from the true tokens instead of predicted ones
     guided: float = 0.6  # share of clips whose canvas follows the real camera, so that all pictures can be compared
-    shown: float = 0.0  # share of these that are shown the columns that come into view, as what draws ahead does
+    shown: float = 0.0  # share of these that are shown the columns that come into view, as what draws ahead does;
+    # of a camera's dreams, the share of all clips
     # With a teacher (`[distill]`):
     on_policy: float = 1.0  # share of clips that go on from what the model drew; the others go on from the real frames
     teacher_latent: float = 1.0
@@ -216,17 +218,15 @@ def unroll_errors(
     A teacher tells at every step what it would predict from where the student is, also where its own dream has
     led, however far from the real game that is.
     """
-    device, steps = batch.pixels.device, range(context - 1, batch.actions.shape[1])
+    steps = range(context - 1, batch.actions.shape[1])
     seen = sightings(model, batch)
     belief = context_belief(model, batch, seen, context)
 
-    def chosen_with(share: float) -> Tensor:
-        return (torch.rand(len(batch.pixels), generator=generator) < share).to(device)
-
-    guided = chosen_with(weights.guided)
-    dreams = chosen_with(weights.on_policy)
+    chosen = partial(chosen_with, batch=batch, generator=generator)
+    guided = chosen(weights.guided)
+    dreams = chosen(weights.on_policy)
     guided = guided | ~dreams
-    shown = chosen_with(weights.shown) if weights.shown else None
+    shown = chosen(weights.shown) if weights.shown else None
     taught, parted = None if teaching is None else teaching.begin(batch, seen, context), torch.zeros_like(dreams)
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
@@ -240,7 +240,7 @@ def unroll_errors(
             errors = camera_errors(model, proposal.estimate, belief.offset, astray, sighting, followed)
             further = strayed_on(model, proposal.estimate, belief.offset, proposal.offset, astray, sighting).detach()
             astray = astray + torch.where((sighting.sure & ~guided)[:, None], further, 0)
-        from_truth = chosen_with(weights.true_tokens)
+        from_truth = chosen(weights.true_tokens)
         strayed = torch.where(parted, LOST, astray.abs().amax(1) * (1 if model.lattice is None else TILES))
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, strayed)
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in errors.items()}

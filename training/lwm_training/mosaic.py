@@ -41,10 +41,15 @@ class Mosaic:
         the middle all the same. (B, 3, H, W)."""
         frame = self.frames[:, t]
         behind = self._look(self.places[:, t])
-        elsewhere = self._look(self.places[:, t] + astray.clamp(-REACH, REACH))
+        elsewhere = self.seen_from(t, astray)
         is_player = self.player & (((frame - behind[:, :3]).abs().amax(1) > DIFFERENT) | (behind[:, 3] == 0))
         stays = is_player | (elsewhere[:, 3] == 0) | (astray == 0).all(1)[:, None, None]
         return torch.where(stays[:, None], frame, elsewhere[:, :3])
+
+    def seen_from(self, t: int, astray: Tensor) -> Tensor:
+        """What is in view of a camera that has gone astray by whole pixels (B, 2) by frame t, and where that is known:
+        (B, 4, H, W)."""
+        return self._look(self.places[:, t] + astray.clamp(-REACH, REACH))
 
     def _look(self, place: Tensor) -> Tensor:
         """What is seen from a place, and where anything is: (B, 4, H, W)."""

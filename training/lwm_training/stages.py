@@ -10,8 +10,9 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.presets import PRESETS
 from lwm_env.world_model import WorldModel
 from lwm_training.ahead_loss import ahead_errors
-from lwm_training.batch import as_batch, sightings
+from lwm_training.batch import as_batch, chosen_with, sightings
 from lwm_training.camera_loss import camera_unroll
+from lwm_training.event_loss import event_errors
 from lwm_training.flow_loss import flow_parts, flow_unroll, turn_errors
 from lwm_training.loss import LossWeights, unroll_errors
 from lwm_training.mover_loss import FEW, MANY, movers_errors
@@ -23,6 +24,7 @@ from lwm_training.teacher import Teaching
 
 DECAY_FROM = 0.5  # share of a stage after which the learning rate falls, to FLOOR of itself
 FLOOR = 0.02
+NEEDED = {"movers": "motion.movers", "flow": "motion.flow", "ahead": "ahead.width", "rows": "ahead.rows"}
 
 
 class Objective(nn.Module):
@@ -38,7 +40,8 @@ class Objective(nn.Module):
     def forward(self, clips, context: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = as_batch(clips, self.model)
         if self.stage.trains == "camera":
-            return camera_unroll(self.model, batch, context, self.stage.dreamed, self.teaching)
+            shown = chosen_with(self.weights.shown, batch, generator) if self.weights.shown else None
+            return camera_unroll(self.model, batch, context, self.stage.dreamed, self.teaching, shown)
         if self.stage.trains == "movers":
             seen = sightings(self.model, batch)
             motion = seen.motion * seen.sure[..., None]
@@ -47,8 +50,10 @@ class Objective(nn.Module):
             if self.model.turns:
                 return turn_errors(self.model, batch, context, self.replay, generator)
             return flow_unroll(self.model, batch, context)
-        if self.stage.trains == "ahead":
-            return ahead_errors(self.model, batch, generator, self.weights.edges)
+        if self.stage.trains in ("ahead", "rows"):
+            return ahead_errors(self.model, batch, generator, self.weights.edges, self.stage.trains == "rows")
+        if self.stage.trains == "events":
+            return event_errors(self.model, batch, context, self.weights, generator)
         losses: dict[str, Tensor] = {}
         if self.teaching is not None and self.stage.trains in ("tokenizer", "joint"):
             losses["teacher_latent"] = self.teaching.latent_error(self.model, batch.pixels[:, 0])
@@ -71,6 +76,8 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
         "movers": lambda: [model.motion.movers],
         "flow": lambda: flow_parts(model.motion),
         "ahead": lambda: [model.ahead],
+        "rows": lambda: [model.rows],
+        "events": lambda: [model.events],
         "dynamics": lambda: [model],
         "joint": lambda: [model],
     }[stage.trains]
@@ -79,12 +86,9 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
     if stage.trains == "dynamics":
         model.tokenizer.encoder.requires_grad_(False)
         model.camera.requires_grad_(False)
-        if model.ahead is not None:
-            model.ahead.requires_grad_(False)
-        if model.motion.movers is not None:
-            model.motion.movers.requires_grad_(False)
-        if model.turns:
-            model.motion.flow.requires_grad_(False)
+        for part in (model.ahead, model.rows, model.motion.movers, model.motion.flow if model.turns else None):
+            if part is not None:
+                part.requires_grad_(False)
     adapters = [] if teaching is None else list(teaching.parameters())
     return [*(parameter for parameter in model.parameters() if parameter.requires_grad), *adapters]
 
@@ -112,9 +116,9 @@ def check_recipe(recipe: Recipe, num_processes: int) -> None:
         LossWeights.from_recipe(stage.loss)
         _check_taught(recipe, stage)
         model = PRESETS[recipe.model.preset].override(recipe.model.overrides)
-        needed = {"movers": "motion.movers", "flow": "motion.flow", "ahead": "ahead.width"}.get(stage.trains)
-        if needed and not attrgetter(needed)(model):
-            raise ConfigMismatch(f"the stage {stage.name} trains {stage.trains}, but {needed} is 0. Set it.")
+        needed = NEEDED.get(stage.trains)
+        if needed and not (value := attrgetter(needed)(model)):
+            raise ConfigMismatch(f"the stage {stage.name} trains {stage.trains}, but {needed} is {value}. Set it.")
         longest = (1 if stage.trains == "tokenizer" else stage.context) - 1 + stage.unroll
         if recipe.data.kind == "stream" and longest > recipe.data.shard_steps:
             raise ConfigMismatch(

@@ -55,7 +55,7 @@ class ModelConfig:
             )
         if ahead.rows and (not ahead.width or self.motion.flow):
             raise ConfigMismatch(
-                "ahead.rows wants ahead.width above 0 and a view that scrolls (motion.flow = 0): set it to false."
+                "ahead.rows wants ahead.width above 0 and a view that scrolls (motion.flow = 0): set it to 0."
             )
         if ahead.width and self.motion.flow == FREE:
             raise ConfigMismatch(

@@ -195,7 +195,7 @@ def test_a_world_draws_ahead_in_dreams_and_samples_nothing_else(tiny_config, tin
 @pytest.fixture
 def with_rows(tiny_config, tiny_spec) -> WorldModel:
     torch.manual_seed(0)
-    return WorldModel(tiny_config.override({"ahead.width": STRIP, "ahead.code_dim": 2, "ahead.rows": True}), tiny_spec)
+    return WorldModel(tiny_config.override({"ahead.width": STRIP, "ahead.code_dim": 2, "ahead.rows": 1}), tiny_spec)
 
 
 @pytest.mark.parametrize("towards", [[-2.0, 0.0], [2.0, 0.0], [0.0, -2.0], [-1.0, 1.0]])
@@ -246,7 +246,7 @@ def test_sizes_that_do_not_fit_are_told(tiny_config):
     with pytest.raises(ValueError, match="4096 codes"):
         AheadConfig(code_dim=9)
     with pytest.raises(ConfigMismatch, match=r"ahead\.rows wants ahead\.width above 0"):
-        tiny_config.override({"ahead.rows": True})
+        tiny_config.override({"ahead.rows": 1})
     recipe = load_recipe("training/recipes/platformer.toml", ('model.overrides={"ahead.width"=0}',))
     with pytest.raises(ConfigMismatch, match=r"ahead\.width is 0"):
         check_recipe(recipe, 1)

@@ -128,7 +128,7 @@ def test_a_step_with_movers_and_two_players_is_that_of_torch(duel_world, tmp_pat
 
 
 def test_a_step_with_a_lattice_and_rows_drawn_ahead_is_that_of_torch(tiny, tmp_path):
-    settings = {"camera.lattice": 3.7, "ahead.width": 4, "ahead.code_dim": 2, "ahead.rows": True}
+    settings = {"camera.lattice": 3.7, "ahead.width": 4, "ahead.code_dim": 2, "ahead.rows": 1}
     torch.manual_seed(0)
     model = WorldModel(tiny.config.override(settings), tiny.spec).eval().requires_grad_(False)
     tiles = torch.randn(model.camera.tiles.weight.shape, generator=torch.Generator().manual_seed(0))

@@ -29,7 +29,6 @@ class AheadConfig:
     """Shape of what draws ahead."""
 
     width: int = 0  # pixels of a strip, S; 0: nothing is drawn ahead, and tokens are sampled instead
-    rows: int = 0  # 1: rows below and above a view are drawn as well as columns at its sides
     reach: int = 16  # pixels of the view beside it that are looked at, R
     dim: int = 48
     blocks: int = 1
@@ -40,15 +39,12 @@ class AheadConfig:
     def __post_init__(self) -> None:
         if min(self.reach, self.dim, self.blocks, self.glance_dim, self.code_dim) < 1 or self.width < 0:
             raise ValueError(f"AheadConfig's width must be at least 0 and all else at least 1, got {self}")
-        if self.rows not in (0, 1):
-            raise ValueError(f"AheadConfig.rows is 1 where rows are drawn ahead, or 0, got {self.rows}")
         if self.levels < 2 or self.levels**self.code_dim > 4096:
             raise ValueError(f"AheadConfig allows 2 to 4096 codes, got {self.levels} ** {self.code_dim}")
 
 
 class Ahead(nn.Module):
-    """Draws strips of columns; of rows, if canvases and motions are given transposed. `crop` and `paste` know where
-    they lie on a canvas, see `lwm_env.memory`."""
+    """Draws strips. `crop` and `paste` know where they lie on a canvas, see `lwm_env.memory`."""
 
     codes: Tensor  # (K, code_dim) in [-1, 1]
 

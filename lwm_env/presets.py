@@ -53,10 +53,6 @@ class ModelConfig:
                 f"ahead.width {ahead.width} must be below the margin, {self.margin}, and ahead.reach {ahead.reach} "
                 f"at most the smaller side of a frame, {min(self.frame_size)}."
             )
-        if ahead.rows and (not ahead.width or self.motion.flow):
-            raise ConfigMismatch(
-                "ahead.rows wants ahead.width above 0 and a view that scrolls (motion.flow = 0): set it to 0."
-            )
         if ahead.width and self.motion.flow == FREE:
             raise ConfigMismatch(
                 "a view in depth (motion.flow = 1) has no edge to draw ahead at: set ahead.width to 0."

@@ -69,12 +69,9 @@ class WorldModel(nn.Module):
         self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim, num_events)
         self.turns, self.flows = config.motion.flow == RIGID, config.motion.flow != 0
         self.ahead: Ahead | Above | None = None
-        self.rows: Ahead | None = None  # draws ahead on a transposed canvas
         if config.ahead.width:
             kind = Above if self.turns else Ahead
             self.ahead = kind(config.ahead, config.tokenizer.patch, config.frame_size, config.margin)
-            if config.ahead.rows:
-                self.rows = Ahead(config.ahead, config.tokenizer.patch, config.frame_size[::-1], config.margin)
         self.dynamics = Dynamics(config.dynamics, self.tokenizer.levels, latent_dim, config.motion.dim)
         self.events = EventHead(config.dynamics, latent_dim, config.cells, players, len(spec.reward_values))
         self.register_buffer("reward_values", torch.tensor(spec.reward_values), persistent=False)
@@ -92,9 +89,7 @@ class WorldModel(nn.Module):
 
     @property
     def _picture_noise(self) -> int:
-        if self.ahead is None:
-            return math.prod(self.token_shape)
-        return len(self.ahead.codes) * (1 if self.rows is None else 2)
+        return len(self.ahead.codes) if self.ahead is not None else math.prod(self.token_shape)
 
     # -- the core, with gradients ------------------------------------------------------------------------------------
 
@@ -157,15 +152,6 @@ class WorldModel(nn.Module):
             canvas = self.ahead.lay(canvas, reading.above)
         estimate = reading.turn if self.flows else estimate
         return Anticipation(reading, estimate, motion, scroll.travel, carry, canvas, offset)
-
-    def draw_ahead(self, canvas: Tensor, *where: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
-        """What `anticipate` takes as `ahead`: columns, and rows if the world has them, with the first and the second
-        half of the noise, Gumbel numbers (B, as many as codes), at a temperature."""
-        if self.rows is None:
-            return self.ahead(canvas, *where, noise, temperature)
-        columns, rows = (None, None) if noise is None else noise.chunk(2, 1)
-        canvas = self.ahead(canvas, *where, columns, temperature).transpose(2, 3)
-        return self.rows(canvas, where[0].flip(1), rows, temperature).transpose(2, 3)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
         """How the camera went between two real pictures (B, 3, H, W): by registration, unless it stands still. A field
@@ -250,7 +236,7 @@ class WorldModel(nn.Module):
             noise, chance = noise.tensor_split([self._picture_noise], 1)
             hints = Hints(chance=temperature * chance)
         if self.ahead is not None:
-            ahead = partial(self.draw_ahead, noise=noise, temperature=temperature)
+            ahead = partial(self.ahead, noise=noise, temperature=temperature)
         proposal = self.propose(belief, action, hints=hints, ahead=ahead)
         latent = self.tokenizer.levels[self.sample(proposal.logits, noise, temperature)]
         frame = to_frames(self.tokenizer.decode(latent, proposal.moved))

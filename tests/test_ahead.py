@@ -1,7 +1,5 @@
 """What is drawn ahead: strips of the canvas beyond the edge that the camera goes to."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -10,11 +8,11 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.noise import episode_key, gumbel
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
-from lwm_training.ahead_loss import ahead_errors, find_strips, rarity
+from lwm_training.ahead_loss import find_strips, rarity
 from lwm_training.batch import Batch
 from lwm_training.picture_loss import picture_error
-from lwm_training.recipe import Stage, load_recipe
-from lwm_training.stages import check_recipe, trained_parameters
+from lwm_training.recipe import load_recipe
+from lwm_training.stages import check_recipe
 
 SIZE, MARGIN, STRIP = 16, 8, 4
 RIGHT, LEFT = torch.tensor([[0.0, -2.0]]), torch.tensor([[0.0, 2.0]])  # where the content goes
@@ -192,52 +190,6 @@ def test_a_world_draws_ahead_in_dreams_and_samples_nothing_else(tiny_config, tin
     assert torch.equal(model.sample(logits, torch.randn(2, 16), 9.0), logits.argmax(2))
 
 
-@pytest.fixture
-def with_rows(tiny_config, tiny_spec) -> WorldModel:
-    torch.manual_seed(0)
-    return WorldModel(tiny_config.override({"ahead.width": STRIP, "ahead.code_dim": 2, "ahead.rows": 1}), tiny_spec)
-
-
-@pytest.mark.parametrize("towards", [[-2.0, 0.0], [2.0, 0.0], [0.0, -2.0], [-1.0, 1.0]])
-def test_rows_are_drawn_ahead_as_columns_of_a_picture_on_its_side(with_rows, towards):
-    model, margin = with_rows, with_rows.config.margin
-    canvas = model.canvas.blank(1)
-    model.canvas.view(canvas)[:] = torch.rand(1, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    model.canvas.view(canvas)[:, 3] = 1
-    towards = torch.tensor([towards])
-
-    new = model.draw_ahead(canvas, towards, noise=torch.randn(1, model.noise_dim), temperature=0.0)
-
-    (down, right), inner = towards[0].tolist(), slice(margin, margin + SIZE)
-    known = new[0, 3] - canvas[0, 3]
-    expected = torch.zeros_like(known)
-    before, after = slice(margin - STRIP, margin), slice(margin + SIZE, margin + SIZE + STRIP)
-    if right:
-        expected[inner, before if right > 0 else after] = 1
-    if down:
-        expected[before if down > 0 else after, inner] = 1
-    assert torch.equal(known, expected) and model.noise_dim == 2 * 16
-    if down and not right:
-        aside = model.rows(canvas.transpose(2, 3), towards.flip(1))
-        assert torch.equal(new, aside.transpose(2, 3))
-
-
-def test_what_draws_rows_learns_from_what_came_into_view_below(with_rows):
-    _, batch, seen = scroll(0, down=1)
-    batch = replace(batch, sightings=torch.cat([seen.motion, seen.sure[..., None]], 2))
-    stage = Stage(name="rows", trains="rows", steps=1, learning_rate=1e-3)
-
-    learning = trained_parameters(with_rows, stage)
-    losses = ahead_errors(with_rows, batch, torch.Generator().manual_seed(0), 2.0, rows=True)
-    sum(losses.values()).backward()
-
-    assert min(losses.values()) > 0 and {id(x) for x in learning} == {id(x) for x in with_rows.rows.parameters()}
-    assert all(parameter.grad is not None for parameter in with_rows.rows.parameters())
-    assert (
-        sum(ahead_errors(with_rows, batch, torch.Generator().manual_seed(0), 2.0).values()) == 0
-    )  # nothing came aside
-
-
 def test_sizes_that_do_not_fit_are_told(tiny_config):
     with pytest.raises(ConfigMismatch, match=r"ahead\.width 6 and .* multiples of the tokenizer's patch, 4"):
         tiny_config.override({"ahead.width": 6})
@@ -245,8 +197,6 @@ def test_sizes_that_do_not_fit_are_told(tiny_config):
         tiny_config.override({"ahead.width": 40})
     with pytest.raises(ValueError, match="4096 codes"):
         AheadConfig(code_dim=9)
-    with pytest.raises(ConfigMismatch, match=r"ahead\.rows wants ahead\.width above 0"):
-        tiny_config.override({"ahead.rows": 1})
     recipe = load_recipe("training/recipes/platformer.toml", ('model.overrides={"ahead.width"=0}',))
     with pytest.raises(ConfigMismatch, match=r"ahead\.width is 0"):
         check_recipe(recipe, 1)

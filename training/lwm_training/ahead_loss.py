@@ -3,7 +3,6 @@
 Shapes: B clips of T steps, N strips of H x S pixels.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -132,16 +131,10 @@ def rarity(strips: Tensor, visible: Tensor) -> Tensor:
     return (weights * (here.sum() / weights.sum()))[:, None]
 
 
-def ahead_errors(
-    model: WorldModel, batch: Batch, generator: torch.Generator, edges: float, rows: bool = False
-) -> dict[str, Tensor]:
-    """`strip`: how wrong strips are that are drawn from their own codes; `code`: how unlikely the prior finds these. Of
-    columns, or, on transposed pictures, of `rows`."""
-    ahead = model.rows if rows else model.ahead
+def ahead_errors(model: WorldModel, batch: Batch, generator: torch.Generator, edges: float) -> dict[str, Tensor]:
+    """`strip`: how wrong strips are that are drawn from their own codes; `code`: how unlikely the prior finds these."""
+    ahead = model.ahead
     seen = sightings(model, batch)
-    if rows:
-        batch = replace(batch, pixels=batch.pixels.transpose(3, 4))
-        seen = seen._replace(motion=seen.motion.flip(2))
     if isinstance(ahead, Above):
         found = find_rows(model, batch, seen, generator)
     else:

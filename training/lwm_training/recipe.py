@@ -59,7 +59,7 @@ class Stage(_Strict):
     """`[[train.stages]]`: one phase of training, as long as `steps` or as `minutes` say."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
-    trains: Literal["tokenizer", "camera", "movers", "flow", "ahead", "rows", "events", "dynamics", "joint"]
+    trains: Literal["tokenizer", "camera", "movers", "flow", "ahead", "events", "dynamics", "joint"]
     steps: Positive | None = None
     minutes: PositiveFloat | None = None  # of wall-clock time: such a run cannot be repeated bit for bit
     learning_rate: PositiveFloat

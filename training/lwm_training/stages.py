@@ -24,7 +24,6 @@ from lwm_training.teacher import Teaching
 
 DECAY_FROM = 0.5  # share of a stage after which the learning rate falls, to FLOOR of itself
 FLOOR = 0.02
-NEEDED = {"movers": "motion.movers", "flow": "motion.flow", "ahead": "ahead.width", "rows": "ahead.rows"}
 
 
 class Objective(nn.Module):
@@ -50,8 +49,8 @@ class Objective(nn.Module):
             if self.model.turns:
                 return turn_errors(self.model, batch, context, self.replay, generator)
             return flow_unroll(self.model, batch, context)
-        if self.stage.trains in ("ahead", "rows"):
-            return ahead_errors(self.model, batch, generator, self.weights.edges, self.stage.trains == "rows")
+        if self.stage.trains == "ahead":
+            return ahead_errors(self.model, batch, generator, self.weights.edges)
         if self.stage.trains == "events":
             return event_errors(self.model, batch, context, self.weights, generator)
         losses: dict[str, Tensor] = {}
@@ -76,7 +75,6 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
         "movers": lambda: [model.motion.movers],
         "flow": lambda: flow_parts(model.motion),
         "ahead": lambda: [model.ahead],
-        "rows": lambda: [model.rows],
         "events": lambda: [model.events],
         "dynamics": lambda: [model],
         "joint": lambda: [model],
@@ -86,7 +84,7 @@ def trained_parameters(model: WorldModel, stage: Stage, teaching: Teaching | Non
     if stage.trains == "dynamics":
         model.tokenizer.encoder.requires_grad_(False)
         model.camera.requires_grad_(False)
-        for part in (model.ahead, model.rows, model.motion.movers, model.motion.flow if model.turns else None):
+        for part in (model.ahead, model.motion.movers, model.motion.flow if model.turns else None):
             if part is not None:
                 part.requires_grad_(False)
     adapters = [] if teaching is None else list(teaching.parameters())
@@ -116,9 +114,9 @@ def check_recipe(recipe: Recipe, num_processes: int) -> None:
         LossWeights.from_recipe(stage.loss)
         _check_taught(recipe, stage)
         model = PRESETS[recipe.model.preset].override(recipe.model.overrides)
-        needed = NEEDED.get(stage.trains)
-        if needed and not (value := attrgetter(needed)(model)):
-            raise ConfigMismatch(f"the stage {stage.name} trains {stage.trains}, but {needed} is {value}. Set it.")
+        needed = {"movers": "motion.movers", "flow": "motion.flow", "ahead": "ahead.width"}.get(stage.trains)
+        if needed and not attrgetter(needed)(model):
+            raise ConfigMismatch(f"the stage {stage.name} trains {stage.trains}, but {needed} is 0. Set it.")
         longest = (1 if stage.trains == "tokenizer" else stage.context) - 1 + stage.unroll
         if recipe.data.kind == "stream" and longest > recipe.data.shard_steps:
             raise ConfigMismatch(

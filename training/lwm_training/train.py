@@ -181,7 +181,7 @@ class Run:
             return stage.trains != "tokenizer"
         if self.model.lattice is not None:  # what its motions cost takes longer than a step
             return stage.trains != "tokenizer"
-        often = stage.trains in ("camera", "movers", "ahead", "rows")
+        often = stage.trains in ("camera", "movers", "ahead")
         return often and self.accelerator.device.type == "cpu" and self.model.config.camera.max_motion > 0
 
     def _step(self, stage: Stage, objective, optimizer, parameters) -> tuple[dict[str, Tensor], Verdict]:

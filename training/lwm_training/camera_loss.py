@@ -112,12 +112,16 @@ def camera_unroll(
         offset, astray = (torch.lerp(place.detach(), place, CREDIT) for place in (offset, astray))
         followed = followed & (astray.abs().amax(1) < LOST)
         if free and dream is not None:
-            hints = NO_HINTS
-            if shown is not None:
-                picture, known = mosaic.seen_from(t + 1, astray.detach().round()).split([3, 1], 1)
-                hints = Hints(sides=torch.cat([picture, known * shown[:, None, None, None]], 1))
+            hints = NO_HINTS if shown is None else real_sides(mosaic, t + 1, astray, shown)
             dream = dream_on(model, dream, batch.actions[:, t], hints)
     return totals
+
+
+def real_sides(mosaic: Mosaic, t: int, astray: Tensor, shown: Tensor) -> Hints:
+    """What really comes into view at the sides in frame t, from a camera `astray` pixels (B, 2), for the clips that are
+    `shown` (B,) it."""
+    picture, known = mosaic.seen_from(t, astray.detach().round()).split([3, 1], 1)
+    return Hints(sides=torch.cat([picture, known * shown[:, None, None, None]], 1))
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ def event_errors(
         seen = sightings(model, batch)
         belief = context_belief(model, batch, seen, context)
         guided, dreams = (chosen_with(share, batch, generator) for share in (weights.guided, weights.on_policy))
-        guided, shown = guided | ~dreams, chosen_with(weights.shown, batch, generator)
+        guided = guided | ~dreams
+        shown = chosen_with(weights.shown, batch, generator) if weights.shown else None
         astray = torch.zeros_like(belief.offset)
         for t in range(context - 1, batch.actions.shape[1]):
             target, sighting = batch.pixels[:, t + 1], at(seen, t)

@@ -15,7 +15,7 @@ from lwm_training.held_out import HeldOut, from_clips
 from lwm_training.metrics import psnr
 from lwm_training.report import Protocol, Report, as_table, build
 from lwm_training.report_page import check_output, write_report
-from lwm_training.rollout import Sampling
+from lwm_training.rollout import Sampling, roll
 
 CONTEXT, STEPS, NUM_CLIPS = 3, 6, 5
 
@@ -81,6 +81,38 @@ def report_of(measured: evaluate.Measured, horizon: int = STEPS) -> Report:
     )  # fmt: skip
     identity = {"world": "LWM-Tiny-v0", "weights": "0" * 64, "device": "cpu"}
     return build(measured, protocol, identity, {"dreaming": 1.234})
+
+
+class Mayfly(Fake):
+    """A dream whose frames tell how many steps old it is, and that ends in its third."""
+
+    def __init__(self, spec: WorldSpec) -> None:
+        self.spec = spec
+
+    def start(self, frames, actions):
+        return {"step": torch.zeros(len(frames))}
+
+    def step(self, state, action, noise=None, temperature=0.0):
+        step = state["step"] + 1
+        frames = step.to(torch.uint8)[:, None, None, None].expand(-1, *self.spec.frame_size, 3)
+        nothing = torch.zeros(len(step))
+        return {"step": step}, Output(frames, nothing[:, None], nothing[:, None, None], (step == 3).float(), nothing)
+
+
+@pytest.mark.parametrize(
+    ("lasts", "ages"), [(None, range(1, 13)), (5, [1, 2, 3, 4, 5, 1, 2, 3, 1, 2, 3, 1]), (0, [1, 2, 3] * 4)]
+)
+def test_a_dream_that_has_ended_begins_again_at_its_context(tiny_spec, lasts, ages):
+    context, watched = torch.zeros(2, CONTEXT, *tiny_spec.frame_size, 3, dtype=torch.uint8), []
+    actions = torch.zeros(2, CONTEXT - 1 + 12, 1).long()
+
+    dream = roll(
+        Mayfly(tiny_spec), context, actions, (), Sampling(), lambda _: None, lambda *given: watched.append(given), lasts
+    )
+
+    assert dream.age.tolist() == [list(ages)] * 2
+    assert [int(frames[1, 0, 0, 0]) for _, frames, _ in watched] == list(ages)
+    assert [bool(again.all()) for *_, again in watched] == [age == 1 < step for step, age in enumerate(ages, 1)]
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

@@ -137,13 +137,13 @@ def _measure_chunk(
     kept = {*range(1, chunk.truth + 1), *horizons}
     reader, film = tools.net and open_reader(tools.net, chunk), []
 
-    def watch(step: int, frames: Tensor) -> None:
+    def watch(step: int, frames: Tensor, again: Tensor) -> None:
         if reader:
-            reader.show_all(chunk.context - 1 + step, frames.numpy())
+            reader.show_all(chunk.context - 1 + step, frames.numpy(), again.numpy())
         if tools.filmed:
             film.append(frames[: tools.filmed].numpy())
 
-    dream = roll(model, *_inputs(chunk, chunk.horizon), kept, sampling, progress, watch)
+    dream = roll(model, *_inputs(chunk, chunk.horizon), kept, sampling, progress, watch, lasts=chunk.truth)
     tallies = _compare(model, chunk, dream)
     tallies["control"] = _measure_control(model, chunk, sampling, progress)
     described = {}
@@ -208,6 +208,7 @@ def _compare(model: Dreamer, chunk: HeldOut, dream: Dream) -> dict[str, Tally]:
     for step in sorted(step for step in dream.frames if step > chunk.truth):  # no truth: against the clip's real frames
         sums.add("sharpness", step, metrics.sharpness(dream.frames[step]), typical)
         sums.add("surprise", step, dream.surprise[:, step - 1], torch.ones(len(real)))
+        sums.add("age", step, dream.age[:, step - 1], torch.ones(len(real)))
     return sums.tallies() | _compare_far(chunk, dream, copy)
 
 

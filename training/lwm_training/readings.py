@@ -65,10 +65,11 @@ class Reader:
             named, features = self._net.read(self._recent[torch.from_numpy(clips)])
             self._named[clips, steps - 1], self._features[clips, steps - 1] = named.numpy(), features.numpy()
 
-    def show_all(self, index: int, frames: np.ndarray) -> None:
-        """The next frame of all clips, in the same episode."""
+    def show_all(self, index: int, frames: np.ndarray, crossed: np.ndarray | None = None) -> None:
+        """The next frame of all clips, in the same episode unless `crossed`, bool (B,)."""
         count = len(frames)
-        self.show(np.arange(count), np.full(count, index), frames, np.zeros(count, bool))
+        crossed = np.zeros(count, bool) if crossed is None else crossed
+        self.show(np.arange(count), np.full(count, index), frames, crossed)
 
     @property
     def reading(self) -> Reading:

@@ -26,9 +26,9 @@ img.pixels { image-rendering: pixelated; margin: .3rem } img.plot, video { max-w
 
 _NOTES = (
     "Each clip starts at a random place of a real episode. The model sees the context, then only the true actions;"
-    " it dreams on without being reset.",
+    f" for the first {TRUTH} steps it dreams on without being reset, past an end of its own too.",
     f"Figures up to {TRUTH} steps, and every PSNR, are over the clips whose real episode still runs. Later sharpness"
-    " and colours are compared with all real frames of the clips; the dream goes on past its own ends.",
+    " and colours are compared with all real frames of the clips; a dream that has ended begins again at its context.",
     "PSNR is of the squared error pooled over clips. ± is half of a 95 % bootstrap interval over clips.",
     "Pixels that the context has shown: the camera of the real frames is followed, and a pixel counts when a frame of"
     " the context covered its place. The rest has to be invented.",

@@ -27,6 +27,7 @@ ROWS: tuple[tuple[str, str, str, int], ...] = (
     ("idm_real", "true actions read from real frames", "", 3),
     ("idm_over_real", "read from the dream over from real frames", "", 3),
     ("surprise", "mean entropy of a token", "nats", 3),
+    ("age", "steps since the dream began, or began again", "", 0),
     ("rewarded", "share of dreams that have paid a reward", "", 2),
     ("rewarded_real", "share of real clips that have", "", 2),
     ("ended", "share of dreams that have ended", "", 2),

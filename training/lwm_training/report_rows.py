@@ -41,6 +41,8 @@ def rows_of(measured: Measured, horizons: Sequence[int], weights: np.ndarray) ->
         str(step): Figure(value=_number(colour_distance(dreamed.sum(0), measured.real_colours[step].sum(0))))
         for step, dreamed in measured.dreamed_colours.items()
     }
+    if "age" in tallies:
+        rows["age"] = _figures(tallies["age"], weights, False)
     if "dream_far" in tallies:
         far = {"psnr": tallies["dream_far"], "psnr_copy": tallies["copy_far"]}
         for name, tally in far.items():

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lwm_env.batch import select
 from lwm_env.noise import episode_key, gumbel
 from lwm_env.spec import WorldSpec
 from lwm_training.held_out import Progress
@@ -31,14 +32,15 @@ class Dreamer(Protocol):
 @dataclass(frozen=True)
 class Dream:
     """On the CPU: frames {step from 1: uint8 (B, H, W, 3)}, places (B, T, 2), where the camera has gone since the last
-    real frame, in pixels of its content's motion, NaN if the model has none; rewards (B, T, P), end_probs and surprise
-    (B, T)."""
+    real frame, in pixels of its content's motion, NaN if the model has none; rewards (B, T, P); end_probs, surprise and
+    age (B, T), the steps since the dream began, or began again."""
 
     frames: dict[int, Tensor]
     places: Tensor
     rewards: Tensor
     end_probs: Tensor
     surprise: Tensor
+    age: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def roll(
     kept: Collection[int],
     sampling: Sampling,
     progress: Progress,
-    watch: Callable[[int, Tensor], object] | None = None,
+    watch: Callable[[int, Tensor, Tensor], object] | None = None,
+    lasts: int | None = None,
 ) -> Dream:
     """Dream on from real frames.
 
@@ -67,11 +70,16 @@ def roll(
         actions: (B, C - 1 + T, P) or (B, C - 1 + T, P, A); the first C - 1 led through the context.
         kept: the steps, from 1, whose frames are returned.
         progress: called with B after every step.
-        watch: called with every step and its frames, uint8 (B, H, W, 3) on the CPU, also those that are not kept.
+        watch: called with every step, its frames, uint8 (B, H, W, 3) on the CPU, also those that are not kept, and
+            which of them are the first ones of a dream that began again, bool (B,).
+        lasts: so many steps a dream goes on even past its own end; from then on it begins again where it has ended, at
+            the context, as an env does. None: always.
     """
     device, context = model.reward_values.device, frames.shape[1]
     frames, actions = frames.to(device), actions.to(device)
-    state = model.start(frames, actions[:, : context - 1])
+    state = begun = model.start(frames, actions[:, : context - 1])
+    over = torch.zeros(len(frames), dtype=torch.bool, device=device)
+    age = torch.zeros(len(frames), device=device)
     numbers = range(sampling.first_clip, sampling.first_clip + len(frames))
     keys = torch.tensor([episode_key(sampling.seed, number) for number in numbers], device=device)
     still = hasattr(model, "config") and not model.config.camera.max_motion
@@ -81,15 +89,20 @@ def roll(
         place = torch.zeros_like(place)  # an offset is a phase then
     pictures, outputs = {}, []
     for step, action in enumerate(actions[:, context - 1 :].unbind(1)):
+        again = over & (lasts is not None and step >= lasts)
+        if again.any():
+            state = {name: select(again, begun[name], value) for name, value in state.items()}
+        age = torch.where(again, 0, age) + 1
         noise = gumbel(keys, torch.full_like(keys, step), model.noise_dim) if sampling.temperature > 0 else None
         state, out = model.step(state, action, noise, sampling.temperature)
+        over = (over & ~again) | (out.terminated_prob >= model.spec.termination_threshold)
         frame = out.frame.cpu() if watch or step + 1 in kept else None
         if watch:
-            watch(step + 1, frame)
+            watch(step + 1, frame, again.cpu())
         if step + 1 in kept:
             pictures[step + 1] = frame
         place = place + state["motion"][:, :2] if "motion" in state else place
-        outputs.append((place, out.reward, out.terminated_prob, out.surprise))
+        outputs.append((place, out.reward, out.terminated_prob, out.surprise, age))
         progress(len(frames))
     return Dream(pictures, *(torch.stack(column, 1).float().cpu() for column in zip(*outputs, strict=True)))
 

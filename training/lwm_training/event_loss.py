@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.world_model import WorldModel
-from lwm_training.batch import Batch, at, chosen_with, context_belief, mean_valid, sightings
+from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
 from lwm_training.camera_loss import LOST, strayed_on
-from lwm_training.loss import LossWeights, go_on, guidance
+from lwm_training.loss import LossWeights, go_on, guidance, kinds_of
 
 
 def event_errors(
@@ -23,9 +23,7 @@ def event_errors(
     with torch.no_grad():
         seen = sightings(model, batch)
         belief = context_belief(model, batch, seen, context)
-        guided, dreams = (chosen_with(share, batch, generator) for share in (weights.guided, weights.on_policy))
-        guided = guided | ~dreams
-        shown = chosen_with(weights.shown, batch, generator) if weights.shown else None
+        guided, dreams, shown = kinds_of(batch, weights, generator)
         astray = torch.zeros_like(belief.offset)
         for t in range(context - 1, batch.actions.shape[1]):
             target, sighting = batch.pixels[:, t + 1], at(seen, t)

@@ -4,7 +4,6 @@ Shapes: B clips, T steps, P players, D latent dimensions, L levels, h x w cells.
 """
 
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -190,6 +189,14 @@ def step_errors(
     return losses, Drawn(drawn, reward_logits, end_logit)
 
 
+def kinds_of(batch: Batch, weights: LossWeights, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Which clips are guided, which go on from what was drawn, and which are shown what comes into view, each bool
+    (B,), drawn by chance; those that go on from real frames are guided."""
+    guided, dreams = (chosen_with(share, batch, generator) for share in (weights.guided, weights.on_policy))
+    shown = chosen_with(weights.shown, batch, generator) if weights.shown else None
+    return guided | ~dreams, dreams, shown
+
+
 def go_on(model: WorldModel, belief: Belief, proposal: Proposal, picture: Tensor, dreams: Tensor) -> Belief:
     """The belief with the next picture (B, 3, H, W), which is a real one where the clip is no dream (B,)."""
     belief = model.commit(belief, proposal, picture)
@@ -222,11 +229,7 @@ def unroll_errors(
     seen = sightings(model, batch)
     belief = context_belief(model, batch, seen, context)
 
-    chosen = partial(chosen_with, batch=batch, generator=generator)
-    guided = chosen(weights.guided)
-    dreams = chosen(weights.on_policy)
-    guided = guided | ~dreams
-    shown = chosen(weights.shown) if weights.shown else None
+    guided, dreams, shown = kinds_of(batch, weights, generator)
     taught, parted = None if teaching is None else teaching.begin(batch, seen, context), torch.zeros_like(dreams)
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
@@ -240,7 +243,7 @@ def unroll_errors(
             errors = camera_errors(model, proposal.estimate, belief.offset, astray, sighting, followed)
             further = strayed_on(model, proposal.estimate, belief.offset, proposal.offset, astray, sighting).detach()
             astray = astray + torch.where((sighting.sure & ~guided)[:, None], further, 0)
-        from_truth = chosen(weights.true_tokens)
+        from_truth = chosen_with(weights.true_tokens, batch, generator)
         strayed = torch.where(parted, LOST, astray.abs().amax(1) * (1 if model.lattice is None else TILES))
         losses, drawn = step_errors(model, proposal, batch, t, weights, from_truth, strayed)
         losses |= {name: mean_valid(value, batch.valid[:, t]) for name, value in errors.items()}

@@ -416,6 +416,8 @@ def test_fine_tuning_begins_with_the_base_and_carries_its_licences_on(whole, cha
     assert provenance["started_from"]["fresh"] == [] and provenance["restricted"] == ["r-1"]
     licences = {"pictures": "CC0", "weights": "MIT", "weights (base)": "of the teacher"}
     assert provenance["licences"] == licences
+    teacher = worlds.read_manifest(base).provenance["teacher"]
+    assert teacher["weights"] and provenance["started_from"]["teacher"] == teacher and provenance["teacher"] is None
 
 
 def test_a_recipe_of_ones_own_gets_the_teacher_and_the_size(teacher, changes, recipe, tmp_path):

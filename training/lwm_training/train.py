@@ -29,6 +29,7 @@ from lwm_training.teacher import open_teacher, take_parts
 from lwm_training.train_log import TrainLog
 
 log = logging.getLogger(__name__)
+HANDED_ON = ("licences", "restricted", "teacher", "stages", "started_from")  # of a base's provenance
 
 
 @dataclass
@@ -271,7 +272,7 @@ def _start(model: WorldModel, world: str) -> dict[str, Any]:
     return {
         "weights": manifest.files[WEIGHTS].sha256,
         "fresh": fresh,
-        **{key: manifest.provenance.get(key) for key in ("licences", "restricted", "stages", "started_from")},
+        **{key: manifest.provenance.get(key) for key in HANDED_ON},
     }
 
 

@@ -53,7 +53,8 @@ class Proposal(NamedTuple):
     hidden: Tensor  # (B, C, h, w)
     masks: Tensor  # as in `Composition`
     sources: Tensor
-    told: Tensor  # as in `Reading`
+    empty: Tensor  # as in `Reading`
+    told: Tensor
 
 
 class Output(NamedTuple):

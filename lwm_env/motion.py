@@ -60,6 +60,7 @@ class Reading(NamedTuple):
     turn: Tensor  # (B, motion_dim) how the flow goes, as the network thinks, or (B, 0)
     shown: Tensor  # (B, 3 M, H, W), how much a pixel shows of each mover, 1 at most, will show, and where it comes
     distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
+    empty: Tensor  # bool (B, 1, H, W), where nothing but the movers' background can be, or (B, 0, H, W)
     told: Tensor  # (B, E), logits of events that the movers tell, or (B, 0)
     memory: Tensor  # (B, kept_dim), from now on
 
@@ -155,18 +156,28 @@ class Motion(nn.Module):
     @property
     def _kept(self) -> list[int]:
         flow = 0 if self.flow is None else self.flow.kept_dim
-        return [self.config.memory_dim, flow, 0 if self.movers is None else self.movers.carry_dim]
+        movers = (0, 0) if self.movers is None else (self.movers.carry_dim, self.movers.places_dim)
+        return [self.config.memory_dim, flow, *movers]
 
     def last_turn(self, memory: Tensor) -> Tensor:
         """The motion (B, 3) with which a view that turns came to be, of what is kept (B, kept_dim)."""
         return memory[:, self.config.memory_dim : self.config.memory_dim + 3]
 
     def landed(self, memory: Tensor) -> Tensor:
-        """What is kept (B, kept_dim) once the next picture is a real one, whose pixels are where they belong."""
-        if not isinstance(self.flow, Flow):
-            return memory
-        memory, flow_kept, carry = memory.split(self._kept, 1)
-        return torch.cat([memory, torch.zeros_like(flow_kept), carry], 1)
+        """What is kept (B, kept_dim) once the next picture is a real one: its pixels are where they belong, and movers
+        are where they are seen."""
+        memory, flow_kept, carry, places = memory.split(self._kept, 1)
+        if isinstance(self.flow, Flow):
+            flow_kept = torch.zeros_like(flow_kept)
+        if self.movers is not None:
+            places = self.movers.landed(places)
+        return torch.cat([memory, flow_kept, carry, places], 1)
+
+    def sight_movers(self, last: Tensor, memory: Tensor, picture: Tensor) -> Going:
+        """What became of the movers from the last picture, with what is kept (B, kept_dim), to the real next one, both
+        (B, 3, H, W)."""
+        looks = self.movers.look(last[:, None])[:, 0]
+        return self.movers.sight(self.movers.recall(looks, memory.split(self._kept, 1)[3])[0], picture)
 
     def read(
         self, frames: Tensor, action: Tensor, motion: Tensor, offset: Tensor, memory: Tensor, hints: Hints
@@ -174,11 +185,12 @@ class Motion(nn.Module):
         """Frames (B, K, 3, H, W), embedded action (B, A), the camera's next motion (B, 2), the fraction of a pixel
         left over by it (B, 2) and the memory (B, kept_dim); what the `hints` say overrules what is estimated."""
         known = torch.cat([action, motion / 4, offset], 1)
-        memory, flow_kept, carry = memory.split(self._kept, 1)
+        memory, flow_kept, carry, places = memory.split(self._kept, 1)
         recent, x = self.look(frames, known, memory)
         last = frames[:, -1]
         copies, inside = last[:, None][:, :0], last[:, :0]
         shown, distance, told = last[:, :0], last[:, :0], action[:, :0]
+        empty = distance > 0
         turn, above = action[:, :0], last[:, :, :0]
         if isinstance(self.flow, Turn):
             moved, inside, above, turn, flow_kept = self.flow(last, hints.above, action, flow_kept, hints.turned)
@@ -187,22 +199,24 @@ class Motion(nn.Module):
             moved, inside, turn, flow_kept = self.flow(x, last, flow_kept, hints.turned)
             copies = moved[:, None]
         if self.movers is not None:
-            looks = self.movers.look(frames)
-            found = self.movers.find(looks)
+            looks = self.movers.look(last[:, None])[:, 0]
+            found, missing = self.movers.recall(looks, places)
             foresight, carry = self.movers(found, known, carry)
-            going, told = self.foretold(foresight, hints), foresight.events
-            moved, shown, distance = self.carried(last, looks[:, -1], found, going)
+            going, told = self.foretold(foresight, found.places[:, -1], hints), foresight.events
+            moved, shown, distance = self.carried(last, looks, found, missing, going)
+            empty = self.movers.appearance.empty(*self.movers.arrive(found.places[:, -1], going))
+            places = self.movers.keep(found, going)
             copies = torch.cat([copies, moved], 1)
         if self.config.memory_dim:
             noticed = F.silu(self.notice(x)).mean((2, 3))
             memory = self.remember(torch.cat([noticed, action, carry], 1), memory)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
-        kept = torch.cat([memory, flow_kept, carry], 1)
-        return Reading(features, copies, inside, above, turn, shown, distance, told, kept)
+        kept = torch.cat([memory, flow_kept, carry, places], 1)
+        return Reading(features, copies, inside, above, turn, shown, distance, empty, told, kept)
 
-    def foretold(self, foresight: Foresight, hints: Hints) -> Going:
-        """What becomes of the movers: what was seen of it, if anything, else what is likeliest."""
-        going, seen = self.movers.likeliest(foresight, hints.chance), hints.movers
+    def foretold(self, foresight: Foresight, places: Tensor, hints: Hints) -> Going:
+        """What becomes of the movers at places (B, M, 2): what was seen of it, if anything, else what is likeliest."""
+        going, seen = self.movers.likeliest(foresight, places, hints.chance), hints.movers
         if seen is None or hints.led is None:
             return seen or going
         return Going(*(
@@ -210,11 +224,15 @@ class Motion(nn.Module):
             for real, own in zip(seen, going, strict=True)
         ))  # fmt: skip
 
-    def carried(self, last: Tensor, looks: Tensor, found: Places, going: Going) -> tuple[Tensor, Tensor, Tensor]:
+    def carried(
+        self, last: Tensor, looks: Tensor, found: Places, missing: Tensor, going: Going
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The last picture (B, 3, H, W) as each mover goes, (B, M, 3, H, W), `shown` and `distance` of the `Reading`;
-        of how its pixels look (B, M, H, W)."""
+        of how its pixels look (B, M, H, W). Movers that are `missing` (B, M) are drawn first."""
         there = found.there[:, -1]
+        last, covers = self.movers.appearance.restore(last, found.places[:, -1], missing)
         here = looks / looks.amax((2, 3), keepdim=True).clamp(min=NOTHING) * there[..., None, None]
+        here = torch.maximum(here * (1 - missing.to(here.dtype))[..., None, None], covers)
         pictures = torch.cat([last[:, None].expand(-1, self.config.movers, -1, -1, -1), here[:, :, None]], 2)
         moved, then = self.movers.move(pictures, going.shifts).split([3, 1], 2)
         then = then[:, :, 0] * (going.fates == GOES)[..., None, None]

@@ -5,7 +5,8 @@ action and what it carries what becomes of each: how far it moves, as a distribu
 of Finn et al., 2016, arXiv:1605.07157), of which the likeliest is taken; that it is gone; or where it comes from
 nowhere. Masks then choose the copy around the thing, so nothing has to be drawn anew at whatever pixel it stands, but
 what comes. A mover is one thing, since it counts for little far from where it is. What has happened is told from the
-same numbers.
+same numbers. In a dream it is where it went: if it was not drawn there, it is drawn as it usually looks, and outside of
+all outlines is the background.
 
 Shapes: B worlds, K context frames, M movers, R pixels of reach, H x W pixels, E logits of events.
 """
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lwm_env.appearance import Appearance
 from lwm_env.layers import Pointwise, sine_and_cosine
 
 WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every motion within reach is felt
@@ -28,6 +30,8 @@ HIDDEN = 256  # numbers that what becomes of the movers is told from
 APART = 1.0  # pixels at most between a mover, which goes by whole ones, and where it is thought to be
 NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
 THERE = 0.05  # share of what there usually is of a mover from which on it is there
+SEEN = 0.3  # share of what there usually is of a mover that must be where it went in a dream, or it is drawn again
+BESIDE = 5  # pixels from where it went within which that is looked for
 FATES = 3  # what becomes of a mover: it moves on, it is in another place, it is not there
 GOES, COMES, GONE = range(FATES)
 NEVER = 1e4  # nats by which what cannot be is less likely
@@ -89,8 +93,10 @@ class Movers(nn.Module):
         self.register_buffer("pairs", pairs, persistent=False)
         course_dim += len(self.pairs) * (3 + 4 * len(TOUCHES))
         self.carry_dim = CARRY + sum(FOLLOWED) * count
+        self.places_dim = context_frames * 3 * count + 2
         self.register_buffer("usual", torch.zeros(3, *frame_size))
         self.register_buffer("common", torch.zeros(count))
+        self.appearance = Appearance(count, frame_size)
         self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where all is as usual there is nothing
         self.tell = Pointwise(SEEKERS, count, bias=False)
         self.home = nn.Parameter(torch.zeros(count, *frame_size))  # where it is looked for
@@ -113,11 +119,59 @@ class Movers(nn.Module):
 
     def find(self, looks: Tensor) -> Places:
         """Where the movers are, from how pixels look (B, T, M, H, W)."""
-        down, right = (torch.arange(size, device=looks.device) - (size - 1) / 2 for size in looks.shape[-2:])
-        amounts = looks.sum((3, 4))
+        amounts, places = self._middle(looks)
         there = (amounts > THERE * self.common + NOTHING).to(looks.dtype)
-        places = torch.stack([(looks.sum(4) * down).sum(3), (looks.sum(3) * right).sum(3)], 3)
-        return Places(places / (amounts + NOTHING)[..., None] * there[..., None], there)
+        return Places(places * there[..., None], there)
+
+    def _middle(self, looks: Tensor) -> tuple[Tensor, Tensor]:
+        """How much there is of looks (..., H, W), and where in the mean, (...,) and (..., 2)."""
+        down, right = (torch.arange(size, device=looks.device) - (size - 1) / 2 for size in self.frame_size)
+        amounts = looks.sum((-2, -1))
+        middles = torch.stack([(looks.sum(-1) * down).sum(-1), (looks.sum(-2) * right).sum(-1)], -1)
+        return amounts, middles / (amounts + NOTHING)[..., None]
+
+    def recall(self, looks: Tensor, kept: Tensor) -> tuple[Places, Tensor]:
+        """The places in K frames, of how the last one looks (B, M, H, W) and what was kept (B, places_dim), and which
+        movers are missing there (B, M). In a real frame, and in the first, movers are looked for. In a dream they are
+        where they went, or a little beside it, if they were drawn there; if not, they are missing."""
+        past, aware = kept.tensor_split([-2], 1)
+        past = past.unflatten(1, (-1, self.count, 3))
+        began, dreams = aware[..., None, None].unbind(1)
+        went, goes_on = past[:, -1].split([2, 1], 2)
+        down, right = (
+            (torch.arange(size, device=looks.device) - (size - 1) / 2 - went[..., axis, None]).abs() <= BESIDE
+            for axis, size in enumerate(self.frame_size)
+        )
+        amounts, beside = self._middle(looks * (down[..., None] & right[..., None, :]))
+        drawn = (amounts > SEEN * self.common)[..., None]
+        astray = drawn & ((beside - went).abs().amax(2, keepdim=True) > APART)
+        own = torch.cat([torch.where(astray, beside, went) * goes_on, goes_on], 2)
+        found = self.find(looks[:, None])
+        now = torch.where(dreams > 0, own, torch.cat([found.places[:, 0], found.there[:, 0, :, None]], 2))[:, None]
+        past = torch.where(began[..., None] > 0, past[:, :-1], now)
+        places, there = torch.cat([past, now], 1).split([2, 1], 3)
+        missing = (dreams * goes_on > 0) & ~drawn
+        return Places(places, there[..., 0]), missing[..., 0]
+
+    def keep(self, found: Places, going: Going) -> Tensor:
+        """The places in K frames, and what becomes of the movers, for `recall` a step later: (B, places_dim)."""
+        will_be, there = self.arrive(found.places[:, -1], going)
+        past = torch.cat([found.places, found.there[..., None]], 3)[:, 1:]
+        after = torch.cat([will_be, there[..., None]], 2)[:, None]
+        return F.pad(torch.cat([past, after], 1).flatten(1), (0, 2), value=1.0)
+
+    @staticmethod
+    def landed(kept: Tensor) -> Tensor:
+        """What was kept (B, places_dim) once the next picture is a real one."""
+        return torch.cat([kept[:, :-1], torch.zeros_like(kept[:, -1:])], 1)
+
+    @staticmethod
+    def arrive(place: Tensor, going: Going) -> tuple[Tensor, Tensor]:
+        """Where movers at a place (B, M, 2) are next, and whether they are there (B, M)."""
+        goes, comes = (going.fates == fate for fate in (GOES, COMES))
+        will_be = torch.where(comes[..., None], going.spots, place + going.shifts * goes[..., None])
+        there = (goes | comes).to(place.dtype)
+        return will_be * there[..., None], there
 
     def follow(self, own: Tensor, place: Tensor, before: Tensor, after: Tensor) -> Going:
         """What becomes of movers at `own` places (B, M, 2) that are at `place` (B, M, 2) next, and are there `before`
@@ -127,18 +181,20 @@ class Movers(nn.Module):
         fates = torch.where(goes, GOES, torch.where(after > 0, COMES, GONE))
         return Going(fates, shifts * goes[..., None], place)
 
-    def sight(self, before: Tensor, after: Tensor) -> Going:
-        """What became of each mover between two pictures (B, 3, H, W)."""
-        places, there = self.find(self.look(torch.stack([before, after], 1)))
-        return self.follow(*places.unbind(1), *there.unbind(1))
+    def sight(self, before: Places, picture: Tensor) -> Going:
+        """What became of each mover, from its place in the last of K frames to the real next picture (B, 3, H, W)."""
+        after = self.find(self.look(picture[:, None]))
+        return self.follow(before.places[:, -1], after.places[:, 0], before.there[:, -1], after.there[:, 0])
 
-    def likeliest(self, foresight: Foresight, chance: Tensor | None = None) -> Going:
-        """The fate of each mover that is likeliest once `chance` (B, 3M) is added to the logits, and the shifts and
-        spots that are, without gradients: mixed shifts blur a copy, and the copy of that copy more. With gradients
-        passing straight through the movers unlearned what they knew."""
+    def likeliest(self, foresight: Foresight, places: Tensor, chance: Tensor | None = None) -> Going:
+        """The fate of each mover at places (B, M, 2) that is likeliest once `chance` (B, 3M) is added to the logits,
+        and the shifts and spots that are, of those that lead to where it is ever found, without gradients: mixed shifts
+        blur a copy, and the copy of that copy more. With gradients passing straight through the movers unlearned what
+        they knew."""
         fates = foresight.fates if chance is None else foresight.fates + chance.view(foresight.fates.shape)
         spots = [x.argmax(2) - (x.shape[2] - 1) / 2 for x in (foresight.rows, foresight.columns)]
-        return Going(fates.argmax(2), foresight.shifts.argmax(3).to(fates.dtype) - self.reach, torch.stack(spots, 2))
+        shifts = foresight.shifts - NEVER * ~self.appearance.within(places, self.shifts)
+        return Going(fates.argmax(2), shifts.argmax(3).to(fates.dtype) - self.reach, torch.stack(spots, 2))
 
     @torch.no_grad()
     def remember_usual(self, frames: Tensor) -> None:
@@ -218,14 +274,13 @@ class Movers(nn.Module):
     def distance(self, place: Tensor, there: Tensor, going: Going) -> Tensor:
         """How far each pixel is from a mover's place (B, M, 2), if it is `there` (B, M), or from where it will be,
         whichever is nearer, in reaches, squared: (B, M, H, W)."""
-        goes, comes = (going.fates == fate for fate in (GOES, COMES))
-        will_be = torch.where(comes[..., None], going.spots, place + going.shifts * goes[..., None])
+        will_be, then = self.arrive(place, going)
         both = torch.stack([place, will_be])
         down, right = (
             (torch.arange(size, device=place.device) - (size - 1) / 2 - both[..., axis, None]).square()
             for axis, size in enumerate(self.frame_size)
         )
-        away = torch.stack([1 - there, 1 - (goes | comes).to(there.dtype)])[..., None, None] * NEVER
+        away = torch.stack([1 - there, 1 - then])[..., None, None] * NEVER
         return (down[..., None] + right[..., None, :] + away).amin(0) / self.reach**2
 
     def coming(self, going: Going) -> Tensor:

@@ -195,8 +195,16 @@ class WorldModel(nn.Module):
         logits, hidden = self.dynamics(composed.features, moved_latent)
         return Proposal(
             next_.estimate, next_.motion, next_.canvas, next_.offset, next_.carry, next_.reading.memory,
-            composed.picture, moved_latent, logits, hidden, composed.masks, composed.sources, next_.reading.told,
+            composed.picture, moved_latent, logits, hidden, composed.masks, composed.sources,
+            next_.reading.empty, next_.reading.told,
         )  # fmt: skip
+
+    def draw(self, proposal: Proposal, latent: Tensor) -> Tensor:
+        """The next picture (B, 3, H, W), drawn from `latent` (B, D, h, w); background where nothing else can be."""
+        drawn = self.tokenizer.decode(latent, proposal.moved)
+        if self.motion.movers is None:
+            return drawn
+        return torch.where(proposal.empty, self.motion.movers.appearance.background[:3], drawn)
 
     def happenings(self, proposal: Proposal, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Reward logits (B, P, R) and end logit (B,) of a step whose picture was drawn from `latent` (B, D, h, w)."""
@@ -239,7 +247,7 @@ class WorldModel(nn.Module):
             ahead = partial(self.ahead, noise=noise, temperature=temperature)
         proposal = self.propose(belief, action, hints=hints, ahead=ahead)
         latent = self.tokenizer.levels[self.sample(proposal.logits, noise, temperature)]
-        frame = to_frames(self.tokenizer.decode(latent, proposal.moved))
+        frame = to_frames(self.draw(proposal, latent))
         reward_logits, end_logit = self.happenings(proposal, latent)
         reward_probs = reward_logits.softmax(-1)
         output = Output(

@@ -57,8 +57,9 @@ def test_the_likeliest_fate_shift_and_spot_are_taken_whole_and_chance_may_change
     movers = Movers(2, 2, 3, (8, 8), 5, 3)
     foresight = foretold([GOES, COMES], [[1, -2], [0, 0]])
 
-    going = movers.likeliest(foresight)
-    by_chance = movers.likeliest(foresight, torch.tensor([[0.0, 0.0, 1.5, 0.0, 0.0, 0.0]]))
+    still = torch.zeros(1, 2, 2)
+    going = movers.likeliest(foresight, still)
+    by_chance = movers.likeliest(foresight, still, torch.tensor([[0.0, 0.0, 1.5, 0.0, 0.0, 0.0]]))
 
     assert going.fates.tolist() == [[GOES, COMES]] and by_chance.fates.tolist() == [[GONE, COMES]]
     assert going.shifts[0, 0].tolist() == [1, -2] and going.spots[0, 1].tolist() == [1 - 3.5, 6 - 3.5]
@@ -92,6 +93,108 @@ def test_a_place_is_the_mean_of_the_pixels_that_look_like_the_mover_and_needs_en
     assert found.places[0, 1:, 0].tolist() == [[0, 0], [0, 0]] and found.there[0, :, 0].tolist() == [1, 0, 0]
 
 
+def dots(*spots, size=8):
+    """Looks of one mover (B = 1, T, 1, size, size), each frame with it at one row and column, or nowhere."""
+    looks = torch.zeros(1, len(spots), 1, size, size)
+    for frame, spot in zip(looks[0], spots, strict=True):
+        if spot:
+            frame[0, spot[0], spot[1]] = 1.0
+    return looks
+
+
+def test_in_real_frames_the_places_are_those_that_are_found():
+    movers, looks = Movers(1, 2, 3, (8, 8), 5, 3), dots((1, 4), (2, 4), None, (6, 0))
+    kept = torch.zeros(1, movers.places_dim)
+    anywhere = Going(torch.zeros(1, 1), torch.ones(1, 1, 2), torch.zeros(1, 1, 2))
+    every = [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]  # the first frame stands for those before it
+
+    for t, frames in enumerate(every):
+        places, missing = movers.recall(looks[:, t], kept)
+        kept = movers.landed(movers.keep(places, anywhere))
+
+        assert not missing.any()
+        assert all(torch.equal(*pair) for pair in zip(places, movers.find(looks[:, frames]), strict=True))
+
+
+def test_in_a_dream_movers_are_where_they_went_or_a_little_beside_and_missing_where_they_were_not_drawn():
+    movers = Movers(1, 2, 3, (16, 16), 5, 3)
+    movers.common.fill_(1.0)
+    fates = [(GOES, [1, 2], [0, 0]), (COMES, [1, 1], [0.5, -1.5]), (GONE, [1, 1], [0, 0]), (GONE, [1, 1], [0, 0])]
+    went = [[-6.5, -3.5], [-5.5, -1.5], [0.5, -1.5], [0.0, 0.0]]
+
+    def dream(*drawn):
+        """The last places, which of them are missing, and the last three of them together."""
+        kept, places, absent = torch.zeros(1, movers.places_dim), [], []
+        for (fate, shift, spot), spots in zip(fates, drawn, strict=True):
+            found, missing = movers.recall(dots(spots, size=16)[:, 0], kept)
+            kept = movers.keep(found, Going(*(torch.tensor(x)[None, None] for x in (fate, shift, spot))))
+            places.append(found.places[0, -1, 0].tolist()), absent.append(missing.item())
+        return places, absent, found
+
+    places, absent, last = dream((1, 4), None, None, (8, 6))
+    assert [*places[0], *places[1], *places[2]] == pytest.approx([*went[0], *went[1], *went[2]], abs=0.02)
+    assert places[3] == [0, 0] and absent == [False, True, True, False]  # it is gone, whatever was drawn
+    assert last.there[0, :, 0].tolist() == [1, 1, 0] and last.places[0, 0, 0].tolist() == places[1]
+    drawn, absent, _ = dream((1, 4), (2, 6), (8, 6), None)
+    assert [*drawn[1], *drawn[2]] == pytest.approx([*went[1], *went[2]], abs=0.02) and not any(absent)
+    beside, absent, _ = dream((1, 4), (2, 8), (15, 15), None)
+    assert beside[1] == pytest.approx([-5.5, 0.5], abs=0.02) and absent == [False, False, True, False]
+
+
+def test_what_is_missing_is_drawn_as_it_usually_looks():
+    movers = Movers(2, 2, 3, (32, 32), 5, 3)
+    frames = torch.zeros(1, 4, 3, 32, 32)
+    for t, row in enumerate((10, 12, 14, 16)):  # a bar of three rows, whose upper end blinks, in each frame elsewhere
+        frames[0, t, 1, row - (t == 0) : row + 2, 20] = 1.0
+    places = torch.tensor([[[row - 15.5, 20 - 15.5], [0.0, 0.0]] for row in (10, 12, 14, 16)])[None]
+    look = movers.appearance
+    look.remember(frames, places, torch.tensor([1.0, 0.0]).expand(1, 4, 2), movers.usual)
+    picture, at = torch.full((2, 3, 32, 32), -1.0), torch.tensor([[[-10.5, -12.5], [5.0, 5.0]]]).expand(2, 2, 2)
+
+    drawn, covers = look.restore(picture, at, torch.tensor([[True, True], [False, True]]))
+
+    bar = torch.zeros(32, 32)
+    bar[5:7, 3] = 1.0
+    assert torch.equal(covers[0, 0], bar) and covers.sum() == 2
+    assert torch.equal(drawn[0, 1], 2 * bar - 1) and torch.equal(drawn[0, 0], bar - 1)
+    assert torch.equal(drawn[1], picture[1])
+
+
+def test_a_mover_goes_only_to_where_it_is_ever_found():
+    movers = Movers(1, 2, 3, (8, 12), 5, 3)
+    foresight, at = foretold([GOES], [[2, 2]]), torch.tensor([[[-0.5, 0.5]]])  # row 3, column 6
+    rows = torch.tensor([[row - 3.5, 0.5] for row in range(8)]).view(1, 8, 1, 2)  # up and down in column 6
+
+    anywhere = movers.likeliest(foresight, at)
+    movers.appearance.remember(torch.zeros(1, 8, 3, 8, 12), rows, torch.ones(1, 8, 1), movers.usual)
+    bound = movers.likeliest(foresight, at)
+    astray = movers.likeliest(foresight, torch.tensor([[[-0.5, -4.5]]]))
+
+    assert anywhere.shifts.tolist() == [[[2, 2]]] and bound.shifts[0, 0, 0] == 2
+    assert bound.shifts[0, 0, 1].abs() <= 1  # a pixel beside at most
+    assert astray.shifts.tolist() == [[[2, 2]]]  # where nothing is known
+
+
+def test_around_movers_is_only_what_hardly_ever_looked_otherwise():
+    movers = Movers(1, 2, 3, (32, 32), 5, 3)
+    frames = torch.full((1, 8, 3, 32, 32), 0.25)
+    places = torch.tensor([[0.5, step + 0.5] for step in range(-4, 4)]).view(1, 8, 1, 2)
+    for t, column in enumerate(range(12, 20)):
+        frames[0, t, :, 16, column] = 1.0  # the mover, which does not belong to the background
+    frames[0, 3, :, 2, 30] = 1.0  # and what changes far from it
+    movers.remember_usual(frames)
+    look = movers.appearance
+    look.remember(frames, places, torch.ones(1, 8, 1), movers.usual)
+    at = torch.tensor([[[-9.5, -9.5]]])
+
+    empty, alone = look.empty(at, torch.ones(1, 1)), look.empty(at, torch.zeros(1, 1))
+
+    assert (empty != alone).nonzero()[:, 2:].tolist() == [[row, column] for row in (5, 6, 7) for column in (5, 6, 7)]
+    assert alone.shape == (1, 1, 32, 32) and alone[0, 0, 2, 29] and not alone[0, 0, 2, 30]
+    assert not alone[0, 0, 16, 16]  # never seen without it
+    assert torch.equal(look.background[:3, 5, 13], torch.full((3,), 0.25))
+
+
 def test_the_distance_is_that_to_a_mover_or_to_where_it_will_be():
     movers = Movers(2, 2, 3, (8, 8), 5, 3)
     places = torch.tensor([[[-2.5, 1.5], [0.0, 0.0]]])  # row 1, column 5; the second is not there
@@ -111,7 +214,7 @@ def test_the_distance_is_that_to_a_mover_or_to_where_it_will_be():
 def test_what_comes_is_marked_at_its_spot():
     movers = Movers(2, 2, 3, (8, 8), 5, 3)
 
-    marks = movers.coming(movers.likeliest(foretold([GOES, COMES], [[0, 0], [0, 0]])))
+    marks = movers.coming(movers.likeliest(foretold([GOES, COMES], [[0, 0], [0, 0]]), torch.zeros(1, 2, 2)))
 
     assert marks[0, 0].abs().max() == 0 and marks[0, 1, 1, 6] == 1
     assert marks[0, 1, 2, 7] == 0.5 and marks[0, 1].sum() == 1 + 8 * 0.5
@@ -228,14 +331,15 @@ def test_how_two_movers_lie_to_each_other_counts_the_less_the_further_apart_they
 def test_what_was_seen_of_movers_overrules_what_is_foretold_where_they_are_led(tiny_config, tiny_spec):
     motion = WorldModel(tiny_config.override({"motion.movers": 2, "motion.reach": 2}), tiny_spec).motion
     foresight = Foresight(*(torch.cat([part, part]) for part in foretold([GOES, GONE], [[1, 0], [0, 0]])))
+    still = torch.zeros(2, 2, 2)
     seen = Going(torch.full((2, 2), COMES), torch.full((2, 2, 2), -1.0), torch.full((2, 2, 2), 0.5))
 
-    going = motion.foretold(foresight, Hints(movers=seen, led=torch.tensor([True, False])))
+    going = motion.foretold(foresight, still, Hints(movers=seen, led=torch.tensor([True, False])))
 
     assert going.fates.tolist() == [[COMES, COMES], [GOES, GONE]]
     assert going.shifts[:, 0].tolist() == [[-1, -1], [1, 0]] and going.spots[0, 0].tolist() == [0.5, 0.5]
-    assert motion.foretold(foresight, Hints()).fates.tolist() == [[GOES, GONE]] * 2
-    assert motion.foretold(foresight, Hints(movers=seen)) is seen
+    assert motion.foretold(foresight, still, Hints()).fates.tolist() == [[GOES, GONE]] * 2
+    assert motion.foretold(foresight, still, Hints(movers=seen)) is seen
 
 
 def test_a_mover_is_seen_to_go_by_whole_pixels_unless_it_is_gone_or_too_far_off():
@@ -248,7 +352,8 @@ def test_a_mover_is_seen_to_go_by_whole_pixels_unless_it_is_gone_or_too_far_off(
     pictures[2, 0, :, 4, 3] = pictures[2, 1, :, 4, 6] = 1.0
     pictures[3, 0, :, 4, 3] = pictures[3, 1, :, 4, 3:5] = 1.0  # half a pixel on
 
-    seen = movers.sight(*pictures.unbind(1))
+    before, after = pictures.unbind(1)
+    seen = movers.sight(movers.find(movers.look(before[:, None])), after)
 
     assert seen.fates[:, 0].tolist() == [GOES, GONE, COMES, GOES]
     assert seen.shifts[0, 0].tolist() == [-1, 2] and seen.shifts[3, 0].abs().max() <= 1

@@ -129,4 +129,4 @@ def dream_on(model: WorldModel, belief: Belief, action: Tensor, hints: Hints) ->
     """The belief after one more step on its own likeliest tokens."""
     proposal = model.propose(belief, action, hints=hints)
     latent = model.tokenizer.levels[proposal.logits.argmax(2)]
-    return model.commit(belief, proposal, model.tokenizer.decode(latent, proposal.moved).clamp(-1, 1))
+    return model.commit(belief, proposal, model.draw(proposal, latent).clamp(-1, 1))

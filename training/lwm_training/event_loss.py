@@ -35,7 +35,7 @@ def event_errors(
                 astray = astray + torch.where((sighting.sure & ~guided)[:, None], strayed, 0)
             told.append((proposal.hidden, proposal.moved_latent, latent, proposal.told))
             counted.append(batch.valid[:, t] * (astray.abs().amax(1) < LOST))
-            drawn = model.tokenizer.decode(latent, proposal.moved).clamp(-1, 1)
+            drawn = model.draw(proposal, latent).clamp(-1, 1)
             picture = torch.where(dreams[:, None, None, None], drawn, target)
             belief = go_on(model, belief, proposal, picture, dreams)
     reward_logits, end_logits = model.events(*(torch.cat(part) for part in zip(*told, strict=True)))

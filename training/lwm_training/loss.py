@@ -112,7 +112,7 @@ def guidance(
         hints = hints._replace(sides=torch.cat([target, taken.to(target.dtype)], 1))
     if model.motion.movers is not None:
         with torch.no_grad():
-            movers = model.motion.movers.sight(belief.frames[:, -1], target)
+            movers = model.motion.sight_movers(belief.frames[:, -1], belief.memory, target)
         hints = hints._replace(movers=movers, led=guided)
     return camera._replace(sure=camera.sure & guided), hints
 
@@ -153,7 +153,7 @@ def step_errors(
         predicted = tokenizer.levels[proposal.logits.argmax(2)]
         from_truth = from_truth & (astray < ASTRAY)
         latent = torch.where(from_truth[:, None, None, None], true_latent, predicted)
-    drawn = tokenizer.decode(latent, proposal.moved)
+    drawn = model.draw(proposal, latent)
     reward_logits, end_logit = model.happenings(proposal, latent)
     tokens = F.cross_entropy(proposal.logits.transpose(1, 2), tokenizer.indices(true_latent), reduction="none")
     rewards = F.cross_entropy(reward_logits.flatten(0, 1), batch.rewards[:, t].flatten(), reduction="none")

@@ -128,6 +128,7 @@ def movers_errors(
     errors = {"spots": standing_error(movers, batch.pixels)} if standing else {}
     with torch.no_grad():
         found = movers.find(movers.look(batch.pixels))
+        movers.appearance.remember(batch.pixels, *found, movers.usual)
     action = model.embed(batch.actions.flatten(0, 1)).unflatten(0, batch.valid.shape)
     known = torch.cat([action, motion / 4, torch.zeros_like(motion)], 2)
     courses = replay.mix(Courses(found, known, batch.rewards, batch.ends, batch.valid), generator)

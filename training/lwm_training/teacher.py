@@ -93,9 +93,8 @@ class Teaching(nn.Module):
     def tell(self, belief: Belief, action: Tensor, moved_by: Sighting) -> Told:
         """What the teacher would draw next if it is led as the student was moved, see `loss.moved_by`."""
         proposal = self.teacher.propose(belief, action, moved_by)
-        tokenizer = self.teacher.tokenizer
-        latent = tokenizer.levels[proposal.logits.argmax(2)]
-        return Told(proposal, tokenizer.decode(latent, proposal.moved).clamp(-1, 1))
+        latent = self.teacher.tokenizer.levels[proposal.logits.argmax(2)]
+        return Told(proposal, self.teacher.draw(proposal, latent).clamp(-1, 1))
 
     def step_errors(
         self, student: WorldModel, told: Told, proposal: Proposal, drawn: Drawn, picture: Tensor, edges: float

@@ -17,8 +17,17 @@ STEADY = 2e-4  # share of frames in which a pixel may look otherwise and still b
 HABIT = 0.02  # share of a training step's frames in what is usual
 
 
+def offsets(places: Tensor, frame_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """How far rows (..., H) and columns (..., W) are from places (..., 2), in pixels."""
+    rows, columns = (
+        torch.arange(size, device=places.device) - (size - 1) / 2 - places[..., axis, None]
+        for axis, size in enumerate(frame_size)
+    )
+    return rows, columns
+
+
 class Appearance(nn.Module):
-    """Sprites and background, of movers that are as large as 2 SPRITE + 1 pixels at most."""
+    """Sprites, of movers that are as large as 2 SPRITE + 1 pixels at most; where each is found; and the background."""
 
     sprites: Tensor  # (M, 4, S, S), how each usually looks about its place: colours, and in which share of frames
     lines: Tensor  # (M, 2, L), in which share of frames it is found at each row and column; L is the larger of H and W
@@ -62,7 +71,7 @@ class Appearance(nn.Module):
     @torch.no_grad()
     def remember(self, frames: Tensor, places: Tensor, there: Tensor, usual: Tensor) -> None:
         """Take frames (B, T, 3, H, W) of training, in which movers were found at places (B, T, M, 2), each where it is
-        `there` (B, T, M), into sprites and background; `usual` (3, H, W) is the mean picture with all movers."""
+        `there` (B, T, M), into all of these; `usual` (3, H, W) is the mean picture with all movers."""
         frames, places, there = (x.flatten(0, 1) for x in (frames, places, there))
         self._remember_lines(places, there)
         self._remember_sprites(frames, places, there, usual)
@@ -85,10 +94,7 @@ class Appearance(nn.Module):
         self.sprites.lerp_(torch.cat([colours, shares], 1), HABIT if self.sprites.any() else 1.0)
 
     def _remember_background(self, frames: Tensor, places: Tensor, there: Tensor, usual: Tensor) -> None:
-        down, right = (
-            (torch.arange(size, device=frames.device) - (size - 1) / 2 - places[..., axis, None]).abs() <= AROUND
-            for axis, size in enumerate(self.frame_size)
-        )
+        down, right = (x.abs() <= AROUND for x in offsets(places, self.frame_size))
         near = down[..., None] & right[..., None, :] & (there[..., None, None] > 0)
         bare = (~near.any(1, keepdim=True)).to(frames.dtype)
         first = self.background[3].amin() == 1

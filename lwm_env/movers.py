@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwm_env.appearance import Appearance
+from lwm_env.appearance import HABIT, Appearance, offsets
 from lwm_env.layers import Pointwise, sine_and_cosine
 
 WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every motion within reach is felt
@@ -42,7 +42,6 @@ NEAR = 16.0  # pixels apart from which on two movers do not count for each other
 WAITS = (8.0, 32.0, 128.0)  # steps, of the waves that tell how long ago a mover was there
 AGEING = 0.5  # how much of a mover's speed is that of its last step
 HOMING = 10.0  # how fast it is learned where a mover is looked for
-HABIT = 0.02  # share of a training step's frames in the usual picture
 
 
 class Places(NamedTuple):
@@ -138,10 +137,7 @@ class Movers(nn.Module):
         past = past.unflatten(1, (-1, self.count, 3))
         began, dreams = aware[..., None, None].unbind(1)
         went, goes_on = past[:, -1].split([2, 1], 2)
-        down, right = (
-            (torch.arange(size, device=looks.device) - (size - 1) / 2 - went[..., axis, None]).abs() <= BESIDE
-            for axis, size in enumerate(self.frame_size)
-        )
+        down, right = (x.abs() <= BESIDE for x in offsets(went, self.frame_size))
         amounts, beside = self._middle(looks * (down[..., None] & right[..., None, :]))
         drawn = (amounts > SEEN * self.common)[..., None]
         astray = drawn & ((beside - went).abs().amax(2, keepdim=True) > APART)
@@ -276,20 +272,14 @@ class Movers(nn.Module):
         whichever is nearer, in reaches, squared: (B, M, H, W)."""
         will_be, then = self.arrive(place, going)
         both = torch.stack([place, will_be])
-        down, right = (
-            (torch.arange(size, device=place.device) - (size - 1) / 2 - both[..., axis, None]).square()
-            for axis, size in enumerate(self.frame_size)
-        )
+        down, right = (x.square() for x in offsets(both, self.frame_size))
         away = torch.stack([1 - there, 1 - then])[..., None, None] * NEVER
         return (down[..., None] + right[..., None, :] + away).amin(0) / self.reach**2
 
     def coming(self, going: Going) -> Tensor:
         """Where something comes: 1 at the spot, 0 from two pixels on, (B, M, H, W)."""
-        near = [
-            (torch.arange(size, device=going.spots.device) - (size - 1) / 2 - going.spots[..., axis, None]).abs()
-            for axis, size in enumerate(self.frame_size)
-        ]
-        far = torch.maximum(near[0][..., None], near[1][..., None, :])
+        down, right = (x.abs() for x in offsets(going.spots, self.frame_size))
+        far = torch.maximum(down[..., None], right[..., None, :])
         return F.relu(1 - far / 2) * (going.fates == COMES)[..., None, None]
 
     def move(self, pictures: Tensor, shifts: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lwm_env.appearance import HABIT
 from lwm_env.errors import ConfigMismatch
 from lwm_env.motion import Hints
 from lwm_env.movers import (
@@ -15,7 +16,6 @@ from lwm_env.movers import (
     FATES,
     GOES,
     GONE,
-    HABIT,
     NEAR,
     THERE,
     TOUCHES,

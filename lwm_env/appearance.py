@@ -26,6 +26,13 @@ def offsets(places: Tensor, frame_size: tuple[int, int]) -> tuple[Tensor, Tensor
     return rows, columns
 
 
+def _wider(marks: Tensor) -> Tensor:
+    """Marks (..., L) that reach a place further on both sides. (A pool of constants is one that ONNX's folding of them
+    complains of.)"""
+    before, here, after = (F.pad(marks, (1, 1))[..., start : start + marks.shape[-1]] for start in range(3))
+    return torch.maximum(torch.maximum(before, after), here)
+
+
 class Appearance(nn.Module):
     """Sprites, of movers that are as large as 2 SPRITE + 1 pixels at most; where each is found; and the background."""
 
@@ -54,14 +61,14 @@ class Appearance(nn.Module):
         """Where nothing but the background can be seen if movers are at places (B, M, 2), each if it is `there` (B, M):
         bool (B, 1, H, W)."""
         down, right = self._about(places)
-        outlines = F.max_pool2d((self.sprites[:, 3:] > FAINTEST).to(places.dtype), 3, 1, 1)[:, 0]
+        outlines = _wider(_wider((self.sprites[:, 3] > FAINTEST).to(places.dtype)).mT).mT
         covered = (down @ outlines @ right.transpose(-1, -2) * there[..., None, None]).amax(1, keepdim=True) > 0
         return ~covered & (self.background[3] < STEADY)
 
     def within(self, places: Tensor, shifts: Tensor) -> Tensor:
         """Whether movers at places (B, M, 2) are where they are ever found, or a pixel beside, once they have gone by
         shifts (S,) down and right: bool (B, M, 2, S)."""
-        known = F.max_pool1d((self.lines > RARE).to(places.dtype), 3, 1, 1)
+        known = _wider((self.lines > RARE).to(places.dtype))
         middle = torch.tensor([(size - 1) / 2 for size in self.frame_size], device=places.device)
         lines = ((places + middle).round()[..., None] + shifts).long()
         inside = (lines >= 0) & (lines < self.lines.shape[2])

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lwm_env.eyes import NOTHING, Places
 from lwm_env.flow import FREE, RIGID, Flow, Turn
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
-from lwm_env.movers import GOES, NOTHING, Foresight, Going, Movers, Places
+from lwm_env.movers import GOES, Foresight, Going, Movers
 from lwm_env.registration import Sighting
 
 FAINT = 0.02  # masks below this share are none

@@ -19,37 +19,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwm_env.appearance import HABIT, Appearance, offsets
-from lwm_env.layers import Pointwise, sine_and_cosine
+from lwm_env.appearance import Appearance, offsets
+from lwm_env.eyes import Eyes, Places
+from lwm_env.layers import sine_and_cosine
 
 WIDE = 0.1  # how fast the distribution falls off at first: so slowly that every motion within reach is felt
-SEEKERS = 8  # channels that look for the movers
 CARRY = 128  # numbers kept from step to step: what no frame shows, such as a knob turned beyond the field's end
 FOLLOWED = (2, 2, 2, 1)  # numbers kept of a mover: its motion as foretold, place, speed, how long ago it was there
 HIDDEN = 256  # numbers that what becomes of the movers is told from
 APART = 1.0  # pixels at most between a mover, which goes by whole ones, and where it is thought to be
-NOTHING = 1e-3  # how much of a mover there must be in a frame to have a place
-THERE = 0.05  # share of what there usually is of a mover from which on it is there
 SEEN = 0.3  # share of what there usually is of a mover that must be where it went in a dream, or it is drawn again
 BESIDE = 5  # pixels from where it went within which that is looked for
 FATES = 3  # what becomes of a mover: it moves on, it is in another place, it is not there
 GOES, COMES, GONE = range(FATES)
 NEVER = 1e4  # nats by which what cannot be is less likely
-SHARP = 4  # a power, which a pixel that looks only a little like a mover does not survive
 WAVELENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # pixels, of the waves that tell a place exactly
 TOUCHES = (2.0, 4.0, 8.0, 16.0)  # and of those that tell how two movers lie to each other
 NEAR = 16.0  # pixels apart from which on two movers do not count for each other
 WAITS = (8.0, 32.0, 128.0)  # steps, of the waves that tell how long ago a mover was there
 AGEING = 0.5  # how much of a mover's speed is that of its last step
-HOMING = 10.0  # how fast it is learned where a mover is looked for
-
-
-class Places(NamedTuple):
-    """Where each mover is in T frames, (B, T, M, 2) pixels down and right of the middle, and whether it is there,
-    (B, T, M), 1 or 0. What is not there is in the middle."""
-
-    places: Tensor
-    there: Tensor
 
 
 class Foresight(NamedTuple):
@@ -70,11 +58,8 @@ class Going(NamedTuple):
     spots: Tensor  # (B, M, 2) where it comes, as `Places` counts
 
 
-class Movers(nn.Module):
+class Movers(Eyes):
     """Where each mover is, where it goes in this step, and what the last picture looks like there."""
-
-    usual: Tensor  # (3, H, W), the mean picture; what differs from it may be a mover
-    common: Tensor  # (M,), how much of each mover there is in the mean
 
     def __init__(
         self,
@@ -85,20 +70,15 @@ class Movers(nn.Module):
         condition_dim: int,
         num_events: int,
     ) -> None:
-        super().__init__()
-        self.count, self.reach = count, reach
+        super().__init__(count, frame_size)
+        self.reach = reach
         course_dim = count * (3 * context_frames + 4 + 4 * len(WAVELENGTHS) + 2 * len(WAITS))
         pairs = torch.tensor([*itertools.combinations(range(count), 2)]).long().view(-1, 2)
         self.register_buffer("pairs", pairs, persistent=False)
         course_dim += len(self.pairs) * (3 + 4 * len(TOUCHES))
         self.carry_dim = CARRY + sum(FOLLOWED) * count
         self.places_dim = context_frames * 3 * count + 2
-        self.register_buffer("usual", torch.zeros(3, *frame_size))
-        self.register_buffer("common", torch.zeros(count))
         self.appearance = Appearance(count, frame_size)
-        self.seek = nn.Conv2d(3, SEEKERS, 5, padding=2, bias=False)  # where all is as usual there is nothing
-        self.tell = Pointwise(SEEKERS, count, bias=False)
-        self.home = nn.Parameter(torch.zeros(count, *frame_size))  # where it is looked for
         self.enter = nn.Linear(course_dim, HIDDEN)
         self.condition = nn.Linear(condition_dim, HIDDEN)
         self.think = nn.Sequential(nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU())
@@ -106,28 +86,8 @@ class Movers(nn.Module):
         self.decide = nn.Sequential(nn.Linear(HIDDEN + CARRY, HIDDEN), nn.SiLU())
         self.out = nn.Linear(HIDDEN, 2 * count * (2 * reach + 3))
         nn.init.zeros_(self.out.bias)
-        self.frame_size = frame_size
         self.become = nn.Linear(HIDDEN, count * (FATES + sum(frame_size)) + num_events)
         self.register_buffer("shifts", torch.arange(-reach, reach + 1.0), persistent=False)
-
-    def look(self, frames: Tensor) -> Tensor:
-        """How much each pixel of frames (B, T, 3, H, W) looks like each mover, (B, T, M, H, W)."""
-        unusual = (frames - self.usual).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        alike = self.tell(F.relu(self.seek(unusual))).pow(SHARP) * torch.exp(HOMING * self.home)
-        return alike.unflatten(0, frames.shape[:2])
-
-    def find(self, looks: Tensor) -> Places:
-        """Where the movers are, from how pixels look (B, T, M, H, W)."""
-        amounts, places = self._middle(looks)
-        there = (amounts > THERE * self.common + NOTHING).to(looks.dtype)
-        return Places(places * there[..., None], there)
-
-    def _middle(self, looks: Tensor) -> tuple[Tensor, Tensor]:
-        """How much there is of looks (..., H, W), and where in the mean, (...,) and (..., 2)."""
-        down, right = (torch.arange(size, device=looks.device) - (size - 1) / 2 for size in self.frame_size)
-        amounts = looks.sum((-2, -1))
-        middles = torch.stack([(looks.sum(-1) * down).sum(-1), (looks.sum(-2) * right).sum(-1)], -1)
-        return amounts, middles / (amounts + NOTHING)[..., None]
 
     def recall(self, looks: Tensor, kept: Tensor) -> tuple[Places, Tensor]:
         """The places in K frames, of how the last one looks (B, M, H, W) and what was kept (B, places_dim), and which
@@ -138,7 +98,7 @@ class Movers(nn.Module):
         began, dreams = aware[..., None, None].unbind(1)
         went, goes_on = past[:, -1].split([2, 1], 2)
         down, right = (x.abs() <= BESIDE for x in offsets(went, self.frame_size))
-        amounts, beside = self._middle(looks * (down[..., None] & right[..., None, :]))
+        amounts, beside = self.middle(looks * (down[..., None] & right[..., None, :]))
         drawn = (amounts > SEEN * self.common)[..., None]
         astray = drawn & ((beside - went).abs().amax(2, keepdim=True) > APART)
         own = torch.cat([torch.where(astray, beside, went) * goes_on, goes_on], 2)
@@ -191,18 +151,6 @@ class Movers(nn.Module):
         spots = [x.argmax(2) - (x.shape[2] - 1) / 2 for x in (foresight.rows, foresight.columns)]
         shifts = foresight.shifts - NEVER * ~self.appearance.within(places, self.shifts)
         return Going(fates.argmax(2), shifts.argmax(3).to(fates.dtype) - self.reach, torch.stack(spots, 2))
-
-    @torch.no_grad()
-    def remember_usual(self, frames: Tensor) -> None:
-        """Take frames (B, T, 3, H, W) of training into the usual picture; the first ones are it."""
-        share = HABIT if self.usual.any() else 1.0
-        self.usual.lerp_(frames.mean((0, 1)), share)
-
-    @torch.no_grad()
-    def remember_common(self, looks: Tensor) -> None:
-        """Take what pixels of training look like (B, T, M, H, W) into how much of each mover there commonly is."""
-        share = HABIT if self.common.any() else 1.0
-        self.common.lerp_(looks.sum((3, 4)).mean((0, 1)), share)
 
     def forward(self, found: Places, condition: Tensor, carry: Tensor) -> tuple[Foresight, Tensor]:
         """The places in K frames, the condition (B, C) and what was carried (B, carry_dim) -> what is foretold, what to

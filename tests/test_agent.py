@@ -4,18 +4,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("stable_baselines3")
 from gymnasium.vector import VectorWrapper
 
-from lwm_agents.agent import load_agent, make_ppo, read_facts
+from lwm_agents.agent import load_agent, make_ppo, open_agent, read_facts
 from lwm_agents.evaluation import play
 from lwm_agents.film import GAP, LABEL, SIDE, film
 from lwm_agents.imagination import Honest, ImaginationConfig, train_in_dream, train_in_real
+from lwm_agents.places import SeePlaces, Sight
 from lwm_agents.sb3 import SB3VecEnv
 from lwm_env import cli
 from lwm_env.envs import LwmVectorEnv
 from lwm_env.errors import ConfigMismatch, CorruptFile, UnknownWorld
+from lwm_env.world_model import WorldModel
 
 FAST = {"n_steps": 8, "batch_size": 16, "n_epochs": 1}
 CONFIG = {"num_steps": 32, "num_envs": 2, "horizon": 6, "save_every": 16}
@@ -212,3 +215,62 @@ def test_evaluate_writes_a_film(run, tiny_world, tmp_path, capsys, monkeypatch):
         assert clip.size == [SIDE, SIDE + LABEL]
     assert cli.main([*args, str(tmp_path / "film.gif")]) == 1
     assert "--video" in capsys.readouterr().err
+
+
+def test_a_policy_may_see_where_movers_are_with_the_eyes_of_the_world(tmp_path):
+    config = ImaginationConfig(**CONFIG, sees="places")
+
+    model = train_in_dream("LWM-Pong-v0", tmp_path, config, "cpu", **FAST)
+    envs = SB3VecEnv("LWM-Pong-v0", 2)
+    envs.seed(0)
+    frames, policy = envs.reset(), open_agent(tmp_path / "agent", envs, "cpu")
+
+    facts, own = read_facts(tmp_path / "agent"), WorldModel.load("LWM-Pong-v0").motion.movers.state_dict()
+    assert facts["movers"] == 5 and facts["spaces"]["observations"] == str(envs.observation_space)
+    for seen in (policy.sight, model.get_env().sight):
+        eyes = seen.eyes.state_dict()
+        assert eyes.keys() <= own.keys() and all(torch.equal(value, own[name]) for name, value in eyes.items())
+    actions = policy.predict(frames, deterministic=True)[0]
+    assert actions.tolist() == model.predict(policy.sight(frames), deterministic=True)[0].tolist()
+    assert policy.predict(frames[1], deterministic=True)[0] == actions[1]
+    with pytest.raises(ConfigMismatch, match="sees the places of 5"):
+        load_agent(tmp_path / "agent", make_ppo(envs, 0, "cpu"))
+
+
+def test_places_are_told_beside_how_they_lie_to_each_other():
+    sight = Sight(2, (8, 8))
+    with torch.no_grad():
+        sight.eyes.seek.weight.zero_()[:2, :2, 2, 2] = torch.eye(2)  # a red mover and a green one
+        sight.eyes.tell.weight.zero_()[:, :2] = torch.eye(2)[..., None, None]
+    sight.eyes.usual.fill_(-1.0)
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    frames[0, 2, 3, 0], frames[0, 7, 0, 1], frames[1, 0, 7, 1] = 255, 255, 255
+
+    seen = 16 * sight(frames)
+
+    red, green = [2 - 3.5, 3 - 3.5], [7 - 3.5, 0 - 3.5]
+    assert seen[0].tolist() == pytest.approx([*red, *green, 5, -3, 16, 16], abs=0.01)
+    assert seen[1].tolist() == pytest.approx([0, 0, -3.5, 3.5, 0, 0, 0, 16], abs=0.01)
+
+
+def test_envs_that_show_places_show_those_of_every_frame_the_last_of_an_episode_too(tiny_world):
+    def opened():
+        envs = SB3VecEnv(tiny_world, 2, max_episode_steps=2)
+        envs.seed(0)
+        return envs
+
+    plain, sight, actions = opened(), Sight(2, (16, 16)), np.ones(2, int)
+    seen = SeePlaces(opened(), sight)
+
+    assert np.array_equal(seen.reset(), sight(plain.reset())) and seen.observation_space.shape == (8,)
+    for _ in range(2):
+        (told, _, dones, infos), (frames, _, _, raw) = seen.step(actions), plain.step(actions)
+        assert np.array_equal(told, sight(frames))
+    assert dones.all()
+    for own, other in zip(infos, raw, strict=True):
+        assert np.array_equal(own["terminal_observation"], sight(other["terminal_observation"][None])[0])
+
+
+def test_places_of_a_world_without_movers_are_refused(tiny_world, tmp_path):
+    with pytest.raises(ConfigMismatch, match="has no movers"):
+        train_in_dream(str(tiny_world), tmp_path, ImaginationConfig(**CONFIG, sees="places"), "cpu", **FAST)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from lwm_env.appearance import HABIT
 from lwm_env.errors import ConfigMismatch
+from lwm_env.eyes import THERE, Places
 from lwm_env.motion import Hints
 from lwm_env.movers import (
     AGEING,
@@ -17,12 +18,10 @@ from lwm_env.movers import (
     GOES,
     GONE,
     NEAR,
-    THERE,
     TOUCHES,
     Foresight,
     Going,
     Movers,
-    Places,
 )
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch

@@ -10,9 +10,19 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+import click
+
 from lwm_env.errors import InvalidInput, LwmError
 
 REAL_ENV = "lwm_training.real:make_real_vec"  # called with the world, num_envs, seed, split and autoreset_mode
+
+sees = click.option(
+    "--sees",
+    type=click.Choice(["pixels", "places"]),
+    default="pixels",
+    show_default=True,
+    help="What a policy sees: the frame, or where the world finds its movers in it.",
+)
 
 
 def show_progress() -> None:

@@ -30,6 +30,7 @@ agent.add_command(report)
     "--horizon", type=click.IntRange(1), help="Steps until a dream is cut; the world's time limit by default."
 )
 @click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
+@command_parts.sees
 @click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
@@ -177,12 +178,10 @@ def _player(world: str, place: str, envs: Any, path: Path | None, options: dict[
 
 
 def _trained(path: Path, envs: Any, device: str) -> Any:
-    from lwm_agents.agent import choose_device, load_agent, make_ppo
+    from lwm_agents.agent import open_agent
     from lwm_agents.sb3 import SB3VecEnv
 
-    model = make_ppo(SB3VecEnv(envs), device=choose_device(device))
-    load_agent(path, model)
-    return model
+    return open_agent(path, SB3VecEnv(envs), device)
 
 
 def _planner(world: str, place: str, envs: Any, options: dict[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from lwm_agents import command_parts
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first one.")
 @click.option("--horizon", type=click.IntRange(1), help="Steps until a dream is cut; the world's limit by default.")
 @click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
+@command_parts.sees
 @click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
 @click.option("--episodes", "num_episodes", type=click.IntRange(2), default=200, show_default=True, help="Of a policy.")
 @click.option("--dream-episodes", "num_dream_episodes", type=click.IntRange(2), help="In the dream [as --episodes].")

@@ -16,7 +16,7 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from lwm_agents.agent import POLICY, choose_device, load_agent, make_ppo, read_facts
+from lwm_agents.agent import POLICY, open_agent, read_facts
 from lwm_agents.evaluation import Played, play
 from lwm_agents.imagination import ImaginationConfig, name_of, train_in_dream, train_in_real
 from lwm_agents.sb3 import SB3VecEnv
@@ -139,8 +139,7 @@ class TransferRun:
         try:
             model = None
             if agent is not None:
-                model = make_ppo(SB3VecEnv(envs), device=choose_device(self.device))
-                load_agent(agent, model)
+                model = open_agent(agent, SB3VecEnv(envs), self.device)
             played = play(model, envs, count, start, config.deterministic)
         finally:
             envs.close()

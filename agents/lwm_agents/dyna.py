@@ -51,8 +51,11 @@ def train_with_refresh(
     real frames are in `folder/data`. A second call goes on where the first was stopped.
 
     Raises:
+        InvalidInput: a policy that sees places.
         StepFailed: `lwm collect` or `lwm train` ended with an error. And what `train_in_dream` raises.
     """
+    if config.sees == "places":
+        raise InvalidInput("the real game is played by pixels when a world is renewed. Leave out --refresh or --sees.")
     start = None
     for index in range(refresh.num_rounds + 1):
         here = folder / f"round-{index}"

@@ -5,16 +5,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from tqdm import tqdm
 
 from lwm_agents.agent import choose_device, load_agent, make_ppo, read_facts, save_agent
+from lwm_agents.places import SeePlaces, Sight
 from lwm_agents.sb3 import SB3VecEnv
 from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, UnknownWorld
@@ -33,6 +34,7 @@ class ImaginationConfig:
     horizon: int | None = None  # steps until a dream is cut (its rest is the critic's guess); None: the world's limit
     surprise_penalty: float = 0.0  # reward lost per nat of the model's uncertainty, against exploiting its errors
     save_every: int = 20_000  # steps
+    sees: Literal["pixels", "places"] = "pixels"  # places: of the world's movers, found with its eyes
     backend: str = "torch"  # of the dream: "torch" or "onnx"
     num_actors: int = 0  # Ray actors that step the dream; 0: this process
 
@@ -111,7 +113,7 @@ def train_in_dream(
     inside = envs.envs.unwrapped
     facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, "config": asdict(config)}
     honest = Honest(envs, inside.world_spec, config.surprise_penalty)
-    return _train(_make(honest, folder, config, device, ppo), folder, facts, config, resume, start)
+    return _train(_make(world, honest, folder, config, device, ppo), folder, facts, config, resume, start)
 
 
 def train_in_real(
@@ -135,7 +137,7 @@ def train_in_real(
     made = {"num_envs": config.num_envs, "seed": config.seed, "split": "train"}
     envs = SB3VecEnv(make_real(world, autoreset_mode="SameStep", **made))
     facts = {"world": spec.id, "real": name_of(make_real), "config": asdict(config)}
-    return _train(_make(Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume)
+    return _train(_make(world, Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume)
 
 
 def _dream(world: str, config: ImaginationConfig, device: str) -> SB3VecEnv:
@@ -152,7 +154,11 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{function.__module__}:{function.__qualname__}"
 
 
-def _make(envs: Honest, folder: Path, config: ImaginationConfig, device: str, settings: dict[str, Any]) -> PPO:
+def _make(
+    world: str, envs: VecEnv, folder: Path, config: ImaginationConfig, device: str, settings: dict[str, Any]
+) -> PPO:
+    if config.sees == "places":
+        envs = SeePlaces(envs, Sight.of_world(world))
     return make_ppo(envs, config.seed, choose_device(device), folder / "tensorboard", **settings)
 
 

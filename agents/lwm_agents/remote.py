@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from lwm_agents.agent import choose_device, load_agent, make_ppo
+from lwm_agents.agent import open_agent
 from lwm_agents.seats import SeatEnv
 from lwm_env.web.client import RemoteEnv
 
@@ -44,8 +44,7 @@ def play_seat(
     """
     with contextlib.closing(RemoteEnv(url, room, seat, access_token=access_token)) as remote:
         env = SeatEnv(remote, seat)
-        model = make_ppo(DummyVecEnv([lambda: env]), device=choose_device(device))
-        load_agent(checkpoint, model)
+        model = open_agent(checkpoint, DummyVecEnv([lambda: env]), device)
         episode = 0
         while not episodes or episode < episodes:
             episode += 1

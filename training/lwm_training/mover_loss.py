@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lwm_env.movers import COMES, GOES, Foresight, Going, Movers, Places
+from lwm_env.eyes import Places
+from lwm_env.movers import COMES, GOES, Foresight, Going, Movers
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, last_frames
 from lwm_training.picture_loss import CHANGED

@@ -274,3 +274,16 @@ def test_envs_that_show_places_show_those_of_every_frame_the_last_of_an_episode_
 def test_places_of_a_world_without_movers_are_refused(tiny_world, tmp_path):
     with pytest.raises(ConfigMismatch, match="has no movers"):
         train_in_dream(str(tiny_world), tmp_path, ImaginationConfig(**CONFIG, sees="places"), "cpu", **FAST)
+
+
+def test_episodes_of_a_dream_may_begin_at_given_pictures(tiny_world):
+    seen, pictures = [], np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+
+    class Watching:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            seen.append(observation.copy())
+            return np.zeros(2, int), None
+
+    play(Watching(), LwmVectorEnv(tiny_world, 2, autoreset_mode="SameStep", max_episode_steps=3), 2, pictures=pictures)
+
+    assert np.array_equal(seen[0], pictures) and not np.array_equal(seen[1], pictures)

@@ -145,6 +145,15 @@ def test_policies_learn_on_other_levels_than_those_that_measure(args, real_game)
     assert {seed for split, seed in made if split == "validation"} == {"10000000", "30000000"}
 
 
+def test_episodes_in_the_dream_begin_where_those_of_the_real_game_do(args):
+    asked = [json.loads(path.read_text())["asked"] for path in sorted(folder(args).glob("seed-*/dream-*/episodes-*"))]
+
+    assert [(each.get("begins"), each["num_envs"], each["num_episodes"]) for each in asked] == [
+        ("our_real_game:make", 4, 4),
+        (None, 2, 5),
+    ] * 2
+
+
 def test_a_table_and_a_plot_lie_beside_the_record(args):
     table, page = (folder(args) / "report.md").read_text(), (folder(args) / "page.md").read_text()
 

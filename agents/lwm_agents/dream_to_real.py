@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium.vector import VectorEnv
 
 from lwm_agents.agent import POLICY, open_agent, read_facts
@@ -40,7 +41,8 @@ class TransferConfig:
     training: ImaginationConfig = field(default_factory=ImaginationConfig)  # its seed is that of the first policy
     num_seeds: int = 3
     num_episodes: int = 200  # of each policy in the real game
-    num_dream_episodes: int | None = None  # of each policy in the dream, which is slower; None: as many
+    num_dream_episodes: int | None = None  # of each policy in the dream, which is slower; None: as many. They begin
+    # at the first pictures of episodes of the real game, as those of the prompt bank are anywhere in one
     split: str = "validation"  # whose levels of the real game
     deterministic: bool = False  # the likeliest action instead of a drawn one
 
@@ -128,19 +130,23 @@ class TransferRun:
         asked = {"seed": start, "agent": digest, "game": self.real}
         if place == "dream":
             asked |= {"game": self.weights, "backend": config.training.backend}
-        count = (config.num_dream_episodes if place == "dream" else None) or config.num_episodes
-        asked |= {"num_episodes": count, "num_envs": config.training.num_envs, "split": config.split}
+        count, num_envs = config.num_episodes, config.training.num_envs
+        if place == "dream":
+            count = num_envs = config.num_dream_episodes or config.num_episodes
+            asked["begins"] = self.real
+        asked |= {"num_episodes": count, "num_envs": num_envs, "split": config.split}
         asked |= {"deterministic": config.deterministic}
         path = folder / f"episodes-{place}.json"
         kept = _read(path)
         if kept.get("asked") == asked:
             return Played(**kept["played"])
-        envs = self._open(place, start)
+        pictures = self._first_pictures(count, start) if place == "dream" else None
+        envs = self._open(place, start, num_envs)
         try:
             model = None
             if agent is not None:
                 model = open_agent(agent, SB3VecEnv(envs), self.device)
-            played = play(model, envs, count, start, config.deterministic)
+            played = play(model, envs, count, start, config.deterministic, pictures)
         finally:
             envs.close()
         _write(path, {"asked": asked, "played": asdict(played)})
@@ -152,12 +158,19 @@ class TransferRun:
         log.info("%s: return %.3f in %d episodes of %s", folder, told["mean"], told["num_episodes"], name)
         return played
 
-    def _open(self, place: str, seed: int) -> VectorEnv:
-        training = self.config.training
+    def _open(self, place: str, seed: int, num_envs: int) -> VectorEnv:
         if place == "dream":
-            return SB3VecEnv(self.world, training.num_envs, device=self.device, backend=training.backend).envs
-        made = {"num_envs": training.num_envs, "seed": seed, "split": self.config.split}
+            return SB3VecEnv(self.world, num_envs, device=self.device, backend=self.config.training.backend).envs
+        made = {"num_envs": num_envs, "seed": seed, "split": self.config.split}
         return self.make_real(self.world, autoreset_mode="SameStep", **made)
+
+    def _first_pictures(self, count: int, seed: int) -> np.ndarray:
+        """Of so many episodes of the real game, uint8 (count, H, W, 3)."""
+        envs = self._open("real", seed, count)
+        try:
+            return np.asarray(envs.reset(seed=seed)[0])
+        finally:
+            envs.close()
 
 
 def _read(path: Path) -> dict[str, Any]:

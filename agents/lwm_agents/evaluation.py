@@ -43,16 +43,26 @@ class Played:
 
 
 def play(
-    policy: Policy | None, envs: VectorEnv, num_episodes: int, seed: int = 0, deterministic: bool = False
+    policy: Policy | None,
+    envs: VectorEnv,
+    num_episodes: int,
+    seed: int = 0,
+    deterministic: bool = False,
+    pictures: np.ndarray | None = None,
 ) -> Played:
     """Play whole episodes by a policy, or by uniformly random actions (None), in a vector env of mode SAME_STEP.
 
     Each env plays its share of the episodes, so that short ones are not counted more often.
+
+    Args:
+        pictures: uint8 (num_envs, H, W, 3), at which the first episode of each env of a dream begins.
     """
     adapter, returns, lengths = SB3VecEnv(envs), [], []
     share = np.full(adapter.num_envs, num_episodes // adapter.num_envs)
     share[: num_episodes % adapter.num_envs] += 1
     adapter.seed(seed)
+    if pictures is not None:
+        adapter.set_options([{"frames": picture[None]} for picture in pictures])
     adapter.action_space.seed(seed)
     observations, begin, steps = adapter.reset(), time.perf_counter(), 0
     state, starts = None, np.ones(adapter.num_envs, bool)

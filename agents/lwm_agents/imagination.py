@@ -200,7 +200,8 @@ def _has_agent(folder: Path) -> bool:
 
 def _check_same(saved: dict[str, Any], facts: dict[str, Any], folder: Path) -> None:
     free = {"num_steps": 0, "save_every": 0, "num_actors": 0}  # may differ
-    ours, theirs = ({**given, "config": {**given.get("config", {}), **free}} for given in (facts, saved))
+    then = asdict(ImaginationConfig())  # what did not exist when it was saved was as it is by default
+    ours, theirs = ({**given, "config": {**then, **given.get("config", {}), **free}} for given in (facts, saved))
     changed = [name for name in facts if ours[name] != theirs.get(name)]
     if changed:
         raise ConfigMismatch(

@@ -130,7 +130,8 @@ def as_table(report: TransferReport) -> str:
         "",
         f"{report.world}, weights `{report.weights[:12]}`; seeds: {config['num_seeds']}, steps of each: {steps:,}, "
         f"episodes: {config['num_episodes']} ({dreams} in the dream), on levels of the split {config['split']!r}, "
-        f"{how}; in brackets 95 % of a bootstrap over seeds and episodes. {report.machine}.",
+        f"{how}, policies see {config['training']['sees']}; in brackets 95 % of a bootstrap over seeds and episodes. "
+        f"{report.machine}.",
         "",
     )
     return "\n".join([*lines, *told])

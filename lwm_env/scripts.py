@@ -57,7 +57,7 @@ def pong_paddles(spec: WorldSpec) -> Script:
     The players are the right paddle (green), then the left.
     """
     noop, fire, up, down = (spec.actions.meanings.index(name) for name in ("NOOP", "FIRE", "UP", "DOWN"))
-    rows = np.arange(12, 58)
+    rows = np.arange(11, 59)  # of the field, between the walls: a paddle may show in the first or the last one alone
 
     def height(weight: np.ndarray) -> np.ndarray:
         """Weights (N, rows, columns) -> mean row (N,), NaN where nothing is seen."""

@@ -25,13 +25,14 @@ def pong() -> WorldSpec:
 
 
 def picture(ball: int | None, right: int, left: int) -> np.ndarray:
-    """Atari's colours: paddles 5 pixels high around the rows `right` and `left`, a ball of one pixel in row `ball`."""
+    """Atari's colours: paddles 5 pixels high around the rows `right` and `left`, of which the walls hide what is not in
+    the field, and a ball of one pixel in row `ball`."""
     frame = np.full((64, 64, 3), (144, 72, 17), np.uint8)
-    frame[:11] = frame[59:] = 236
     frame[right - 2 : right + 3, 56:58] = (92, 186, 92)
     frame[left - 2 : left + 3, 6:8] = (213, 130, 74)
     if ball is not None:
         frame[ball, 30] = 236
+    frame[:11] = frame[59:] = 236
     return frame
 
 
@@ -42,6 +43,8 @@ def picture(ball: int | None, right: int, left: int) -> np.ndarray:
         (50, 40, 51, (DOWN, NOOP)),
         (35, 35, 20, (NOOP, DOWN)),
         (None, 20, 50, (FIRE, FIRE)),
+        (40, 9, 9, (DOWN, DOWN)),
+        (20, 60, 60, (UP, UP)),
     ],
 )
 def test_paddles_follow_the_ball_and_serve_where_there_is_none(pong, ball, right, left, expected):

@@ -112,14 +112,15 @@ def _cost(trials: Sequence[Trial]) -> Training:
 def as_table(report: TransferReport) -> str:
     """Markdown."""
     lines = [
-        "| policy | return in the real game | return in the dream | training | env-steps/s |",
-        "|---|---|---|---|---|",
+        "| policy | return in the real game | steps | return in the dream | steps | training | env-steps/s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
         cost = report.training.get(kind)
-        dreamed = _told(report.return_dream) if kind == "dream" else ""
+        played = [_told(report.return_real[kind]), _steps(report, kind, "real")]
+        played += [_told(report.return_dream), _steps(report, kind, "dream")] if kind == "dream" else ["", ""]
         paid = [f"{cost.seconds:,.0f} s", f"{cost.steps_per_second:,.0f}"] if cost else ["", ""]
-        lines.append(f"| {' | '.join([LABELS[kind], _told(report.return_real[kind]), dreamed, *paid])} |")
+        lines.append(f"| {' | '.join([LABELS[kind], *played, *paid])} |")
     steps, config = report.training["dream"].num_timesteps, report.config
     dreams = config["num_dream_episodes"] or config["num_episodes"]
     how = "the likeliest actions" if config["deterministic"] else "actions drawn as in training"
@@ -135,6 +136,12 @@ def as_table(report: TransferReport) -> str:
         "",
     )
     return "\n".join([*lines, *told])
+
+
+def _steps(report: TransferReport, kind: str, place: str) -> str:
+    """The mean length of an episode."""
+    played = [trial["played"][place]["lengths"] for trial in report.trials if trial["kind"] == kind]
+    return f"{np.mean(played):,.0f}"
 
 
 def _told(figure: Figure) -> str:

@@ -50,7 +50,7 @@ class Sight(nn.Module):
     @torch.no_grad()
     def forward(self, frames: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) -> float32 (N, 3 M + 2 pairs), numbers about 1."""
-        found = self.eyes.find(self.eyes.look(to_pixels(torch.from_numpy(frames))[:, None]))
+        found = self.eyes.find(self.eyes.look(to_pixels(torch.from_numpy(np.array(frames)))[:, None]))
         places, there = (part[:, 0] for part in found)
         one, other = self.pairs.unbind(1)
         away = (places[:, other] - places[:, one]) * (there[:, one] * there[:, other])[..., None]

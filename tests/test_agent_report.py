@@ -77,6 +77,8 @@ def test_exploitation_is_a_ratio_where_there_is_one_and_a_difference_always():
     assert dream_minus_real(rows(6, 6), rows(-4, -4)).value == 10
 
 
+OTHER = "before\n<!-- agents Other-v0 -->\nof another world\n<!-- /agents -->\n"
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -92,10 +94,10 @@ def real_game(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def args(tiny_world, real_game, tmp_path_factory) -> list[str]:
+def args(tiny_world, tiny_spec, real_game, tmp_path_factory) -> list[str]:
     """A report of two seeds, written once."""
     out = tmp_path_factory.mktemp("report")
-    (out / "page.md").write_text("before\n<!-- agents -->\nold\n<!-- /agents -->\nafter\n")
+    (out / "page.md").write_text(f"{OTHER}<!-- agents {tiny_spec.id} -->\nold\n<!-- /agents -->\nafter\n")
     options = {"--out": out, "--seeds": 2, "--steps": 200, "--envs": 2, "--episodes": 5, "--device": "cpu"}
     options |= {"--dream-episodes": 4, "--real": "our_real_game:make", "--into": out / "page.md"}
     words = ["agent", "report", str(tiny_world), *(str(word) for pair in options.items() for word in pair)]
@@ -154,10 +156,10 @@ def test_episodes_in_the_dream_begin_where_those_of_the_real_game_do(args):
     ] * 2
 
 
-def test_a_table_and_a_plot_lie_beside_the_record(args):
+def test_a_table_and_a_plot_lie_beside_the_record(args, tiny_spec):
     table, page = (folder(args) / "report.md").read_text(), (folder(args) / "page.md").read_text()
 
-    assert page == f"before\n<!-- agents -->\n{table}<!-- /agents -->\nafter\n"
+    assert page == f"{OTHER}<!-- agents {tiny_spec.id} -->\n{table}<!-- /agents -->\nafter\n"
     assert (
         record(args)["weights"][:12] in table
         and "actions drawn" in table
@@ -224,4 +226,4 @@ def test_policies_of_another_number_of_steps_or_configuration_are_not_mixed(args
         assert cli.main([*args, *changed]) == 1
         assert told in capsys.readouterr().err
     assert cli.main([*args, "--steps", "500", "--into", __file__]) == 1
-    assert "<!-- agents -->" in capsys.readouterr().err
+    assert "<!-- agents " in capsys.readouterr().err

@@ -37,7 +37,9 @@ from lwm_agents import command_parts
     "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
 )
 @click.option(
-    "--into", type=click.Path(path_type=Path, dir_okay=False), help="A file to get the table between its marks."
+    "--into",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A Markdown file to get the table between its lines <!-- agents WORLD --> and <!-- /agents -->.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def report(

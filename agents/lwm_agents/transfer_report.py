@@ -25,7 +25,7 @@ FORMAT = 1
 RECORD, TABLE, PLOT = "report.json", "report.md", "report.png"
 PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
 LABELS = {"random": "random actions", "real": "PPO, real game", "dream": "PPO, dream"}
-MARKS = re.compile(r"(<!-- agents -->\n).*?(<!-- /agents -->)", re.DOTALL)
+END = "<!-- /agents -->"
 
 
 class _Strict(BaseModel):
@@ -169,17 +169,19 @@ def write_report(folder: Path, report: TransferReport) -> None:
 
 
 def insert_table(path: Path, report: TransferReport) -> None:
-    """Put the table between the marks `<!-- agents -->` and `<!-- /agents -->` of a Markdown file.
+    """Put the table between the marks `<!-- agents WORLD -->` and `<!-- /agents -->` of a Markdown file.
 
     Raises:
         InvalidInput: the file has no such marks. StorageError: it cannot be read or written.
     """
+    begin = f"<!-- agents {report.world} -->\n"
+    between = re.compile(f"({re.escape(begin)}).*?({END})", re.DOTALL)
     try:
         text = path.read_text(encoding="utf-8")
-        if not MARKS.search(text):
-            raise InvalidInput(f"{path} has no lines <!-- agents --> and <!-- /agents --> to write between. Add them.")
+        if not between.search(text):
+            raise InvalidInput(f"{path} has no lines {begin.strip()} and {END} to write between. Add them.")
         table = as_table(report)
-        replace_file(path, MARKS.sub(lambda match: match[1] + table + match[2], text).encode())
+        replace_file(path, between.sub(lambda match: match[1] + table + match[2], text).encode())
     except OSError as error:
         raise StorageError(f"{path} could not be changed: {error.strerror or error}.") from error
 

@@ -2,8 +2,8 @@
 
 When the camera goes by 2.4 pixels, some tiles go by two and the others by three: by which is told by the fraction of a
 pixel at which the lattice lies, its phase. So lines of the canvas move each by the pixels of its tile. Real frames tell
-phase and motion together: those at which the tiles of one, so moved, are most like the next, and hard edges lie on
-lines; two frames leave much open, more of them little (a path of least cost, as Viterbi's, 1967).
+phase and motion together: those at which the tiles of one, so moved, are most like the next; two frames leave much
+open, more of them little (a path of least cost, as Viterbi's, 1967).
 
 Shapes: B worlds, pictures (B, 3, H, W) in [-1, 1]; motions and phases (B, 2) in pixels, down and right; a phase is
 where a line of the lattice lies below or right of the picture's edge, from 0 to the pitch.
@@ -22,22 +22,16 @@ WHOLE = 0.02  # pixels beyond a whole motion that count as none
 BINS = 64  # phases that are told apart
 NEAR = 0.7  # pixels from the motion found by registration that are searched
 NEXT = (-1, 0, 1)  # pixels that a tile may go further than the picture as a whole
-STAY = 100.0, 0.07  # what a motion costs that is not the estimated one, in squared differences of colours, and from how
-# many pixels beside it on all of that is due
-STAY_ANYWHERE = 8.0, 1.0  # likewise where edges do not count, for worlds that learned so
+SMOOTH = 8.0  # what a motion costs that is a pixel from the estimate, in squared differences of colours
 BYTES = 127.5  # steps of a byte in a colour of 1
 EDGE = 5  # pixels at the picture's edges that are not compared
-HARD = 0.3  # difference of neighbouring pixels, in a colour of -1 to 1: below it is texture, above a tile's edge
 
 
 class Lattice:
     """Lines `pitch` pixels apart, in views of H x W pixels in the middle of a canvas; holds sizes only."""
 
-    def __init__(self, pitch: float, frame_size: tuple[int, int], margin: int, edges: float = 0.0) -> None:
-        """`edges`: what the squared difference of a hard edge costs where there is no line, in squared differences of
-        tiles that have moved."""
-        self.pitch, self.frame_size, self.margin, self.edges = pitch, frame_size, margin, edges
-        self.stay, self.alike = STAY if edges else STAY_ANYWHERE
+    def __init__(self, pitch: float, frame_size: tuple[int, int], margin: int) -> None:
+        self.pitch, self.frame_size, self.margin = pitch, frame_size, margin
         self.bin = pitch / BINS
         self.reach = math.ceil(NEAR / self.bin)  # motions searched to either side, in bins
         self._choices: dict[tuple[float, int], Tensor] = {}
@@ -90,9 +84,9 @@ class Lattice:
         """How the camera went between two real pictures, with the cost (B, 2 BINS M) of every phase after and motion
         nearby, M of them, along both axes."""
         seen, shifts, costs = sight(before, after), [None, None], [None, None]
-        whole, off_line = seen.motion.round(), [self.off_line(after, axis)[..., None] for axis in (0, 1)]
+        whole = seen.motion.round()
         for axis in (0, 1, 0, 1):
-            cost = costs[axis] = self.costs(before, after, whole, axis, shifts[1 - axis]) + off_line[axis]
+            cost = costs[axis] = self.costs(before, after, whole, axis, shifts[1 - axis])
             phase, step = (cost.amin(dim).argmin(1) for dim in (2, 1))
             motion = (self._first(whole)[:, axis] + step) * self.bin
             shifts[axis] = self._shifts(phase * self.bin, motion, self.frame_size[axis])
@@ -130,7 +124,7 @@ class Lattice:
         costs = seen.cost.unflatten(1, (2, BINS, -1))
         steps = self._first(seen.motion.round())[..., None] + torch.arange(costs.shape[3], device=costs.device)
         far = (steps * self.bin - estimate.detach()[..., None]).square()
-        return costs + self.stay * (far / self.alike**2).clamp(max=1)[:, :, None], steps
+        return costs + SMOOTH * far.clamp(max=1)[:, :, None], steps
 
     def _first(self, whole: Tensor) -> Tensor:
         """The first of the motions near a whole one (B, 2) that are searched, in bins."""
@@ -160,24 +154,6 @@ class Lattice:
             same = whole == pixels
             cost[same] = (apart[same] @ self._choice(pixels, axis).to(apart).T).unflatten(1, cost.shape[1:])
         return (cost / BYTES**2).to(before.dtype)
-
-    @torch.no_grad()
-    def off_line(self, picture: Tensor, axis: int) -> Tensor:
-        """What the hard edges of a picture cost that do not lie on lines across an axis, at every phase: (B, BINS).
-
-        Without it a phase was told by which tiles move further than others alone, and where few have an edge by the
-        texture of walls, which is drawn anew at every phase: that is, not at all."""
-        counted = self._counted(picture.device)
-        if axis == 1:
-            picture, counted = picture.transpose(2, 3), counted.T
-        steps = ((picture[:, :, 1:] - picture[:, :, :-1]) * BYTES).round().abs()
-        hard = (steps - round(HARD * BYTES)).clamp(min=0).square().sum(1)  # whole numbers, see `costs`
-        hard = (hard * counted[1:] * counted[:-1]).sum(2).double()  # (B, size - 1): between a line and the next
-        phases = torch.arange(BINS, device=picture.device, dtype=torch.float64)[:, None] * self.bin
-        between = torch.arange(1, self.frame_size[axis], device=picture.device, dtype=torch.float64)
-        nearest = ((between - phases) / self.pitch).round() * self.pitch + phases
-        on_line = ((nearest + 0.5).floor() == between).double()
-        return (self.edges / BYTES**2 * (hard.sum(1, keepdim=True) - hard @ on_line.T)).to(picture.dtype)
 
     def _choice(self, whole: float, axis: int) -> Tensor:
         """Which of its three motions, one pixel less than a `whole` one, that, and one more, each line takes at every

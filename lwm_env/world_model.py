@@ -63,7 +63,7 @@ class WorldModel(nn.Module):
         self.camera = Camera(config.camera, config.frame_size, self.action_dim)
         self.lattice: Lattice | None = None
         if config.camera.lattice:
-            self.lattice = Lattice(config.camera.lattice, config.frame_size, config.margin, config.camera.edges)
+            self.lattice = Lattice(config.camera.lattice, config.frame_size, config.margin)
         self.scrolling = self.lattice or WholePixels(still=not config.camera.max_motion)
         num_events = players * len(spec.reward_values) + 1
         self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim, num_events)

@@ -1,13 +1,16 @@
-"""`lwm agent report`: statistics worked out by hand, a report that is stopped and goes on, what it refuses."""
+"""`lwm agent report` and `lwm agent gain`: statistics worked out by hand, a report that is stopped and goes on, what
+they refuse."""
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("stable_baselines3")
+from lwm_agents.gain import frames_until, gains
 from lwm_agents.transfer import bootstrap, dream_minus_real, dream_over_real, mean_return, transfer_ratio
 from lwm_env import cli
 
@@ -75,6 +78,31 @@ def test_exploitation_is_a_ratio_where_there_is_one_and_a_difference_always():
     assert dream_over_real(rows(6, 6), rows(4, 4)).value == 1.5
     assert dream_over_real(rows(6, 6), rows(-4, -4)).value is None
     assert dream_minus_real(rows(6, 6), rows(-4, -4)).value == 10
+
+
+def test_frames_are_counted_where_the_line_through_the_points_first_has_the_return():
+    frames, returns = np.array([0.0, 100, 200, 400]), np.array([1.0, 3, 2, 5])
+
+    found = [frames_until(frames, returns, target) for target in (1, 2, 3, 3.5, 5, 6)]
+    assert found == [0, 50, 100, 300, 400, None]
+
+
+def line(*values: float) -> np.ndarray:
+    """Returns of two seeds, three episodes each, all alike, at each point of a curve."""
+    return np.tile(np.array(values)[None, :, None], (2, 1, 3))
+
+
+def test_a_gain_is_that_of_frames_for_the_highest_return_that_both_reach():
+    frames = np.array([0.0, 100, 200])
+    found = gains(
+        {"real": (frames, line(0, 2, 4)), "dream": (frames, line(3, 5, 6)), "renewed": (frames, line(0, 3, 3))}
+    )
+
+    assert (found["dream"].target, found["dream"].alone, found["dream"].frames) == (4, 200, 50)
+    assert (found["dream"].times, found["dream"].low, found["dream"].high) == (4, 4, 4)
+    assert (found["renewed"].target, found["renewed"].times) == (3, 1.5)
+    without = gains({"real": (frames, line(0, 2, 4)), "dream": (frames, line(5, 4, 3))})["dream"]
+    assert (without.frames, without.times, without.low, without.high) == (0, None, None, None)
 
 
 OTHER = "before\n<!-- agents Other-v0 -->\nof another world\n<!-- /agents -->\n"
@@ -217,6 +245,64 @@ def test_a_report_may_be_made_in_parts(args, real_game, tmp_path, capsys):
     whole, parts = ([trial["played"]["real"]["returns"] for trial in record(each)["trials"]] for each in (args, words))
     assert whole == parts
     assert cli.main([*args, "--only", "nobody"]) == 2
+
+
+def test_a_dream_at_another_temperature_is_another_dream(args, tiny_world, real_game, tmp_path):
+    warmer = tmp_path / "warmer"
+    shutil.copytree(tiny_world, warmer)
+    manifest = json.loads((warmer / "world.json").read_text())
+    manifest["spec"]["temperature"] += 0.5
+    (warmer / "world.json").write_text(json.dumps(manifest))
+    words = [str(warmer) if word == str(tiny_world) else word for word in args]
+    shutil.copytree(folder(args), tmp_path / "out")
+    words[words.index("--out") + 1] = str(tmp_path / "out")
+    before, times = record(args), measured(real_game)
+
+    assert cli.main(words) == 0
+
+    assert measured(real_game) == times + 2 * 2  # of each seed the policy of the dream, and first pictures for it
+    found = record(words)
+    temperature = manifest["spec"]["temperature"]
+    assert found["chances"]["temperature"] == temperature == before["chances"]["temperature"] + 0.5
+    assert (
+        f"a temperature of {temperature:g} and a termination threshold of 0.5"
+        in (tmp_path / "out/report.md").read_text()
+    )
+
+
+def test_a_gain_is_measured_with_the_policies_of_a_report(args, tiny_spec, real_game, tmp_path, capsys):
+    out = tmp_path / "gain"
+    shutil.copytree(folder(args), out)
+    (out / "page.md").write_text(f"<!-- gain {tiny_spec.id} -->\n<!-- /gain -->\n")
+    words = ["gain", *args[2:], "--frames", "100", "--frames", "300"]
+    at = words.index("--dream-episodes")
+    words = ["agent", *words[:at], *words[at + 2 :]]
+    words[words.index("--out") + 1], words[words.index("--into") + 1] = str(out), str(out / "page.md")
+    times = measured(real_game)
+
+    assert cli.main(words) == 0
+
+    assert measured(real_game) == times + 2 * 2 * 2  # of two seeds two kinds of policies, after either number of frames
+    found = json.loads((out / "gain.json").read_text())
+    assert {kind: each["frames"] for kind, each in found["lines"].items()} == {
+        "real": [0, 128, 384],  # whole rollouts of 2 envs and 64 steps
+        "dream": [0, 128, 384],
+    }
+    (first,) = [each for each in found["curves"] if (each["seed"], each["kind"]) == (0, "dream")]
+    (trial,) = [each for each in record(args)["trials"] if (each["seed"], each["kind"]) == (0, "dream")]
+    assert first["played"][0] == trial["played"]["real"]
+    last = json.loads(next(out.glob("seed-0/dream-*/then-real-300/agent/agent.json")).read_text())
+    assert last["num_timesteps"] == 256 + 384
+    table = (out / "gain.md").read_text()
+    assert table in (out / "page.md").read_text() and "| 384 | 60.00 (60.00 to 60.00) | " in table
+    before = measured(real_game)
+    assert cli.main([*words, "--only", "dream", "--json"]) == 0 and measured(real_game) == before
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["curves"]
+    assert [(row["seed"], row["policy"], list(row["returns"])) for row in rows] == [
+        (seed, "dream", ["0", "128", "384"]) for seed in (0, 1)
+    ]
+    assert cli.main([*words, "--frames", "200"]) == 1 and "rise" in capsys.readouterr().err
+    assert cli.main([*words, "--refresh", "1"]) == 2
 
 
 def test_policies_of_another_number_of_steps_or_configuration_are_not_mixed(args, capsys):

@@ -1,5 +1,6 @@
 """A trained policy on disk: a folder of `policy.safetensors` and `agent.json`, written in one move. No pickle."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -88,6 +89,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ConfigMismatch(f"{folder / FACTS} is not of format {FORMAT}. Use the version of lwm-env that wrote it.")
     return facts
+
+
+def digest_of(folder: Path) -> str:
+    """The sha256 of an agent's weights, as hexadecimal digits."""
+    return hashlib.sha256((_settled(folder) / POLICY).read_bytes()).hexdigest()
 
 
 def open_agent(folder: Path, envs: VecEnv, device: str = "auto") -> Policy:

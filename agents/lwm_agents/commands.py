@@ -3,13 +3,14 @@
 import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from lwm_agents import command_parts
-from lwm_agents.commands_report import report
+from lwm_agents.commands_report import gain, report
 
 
 @click.group()
@@ -18,6 +19,7 @@ def agent() -> None:
 
 
 agent.add_command(report)
+agent.add_command(gain)
 
 
 @agent.command()
@@ -32,26 +34,31 @@ agent.add_command(report)
 @click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
 @command_parts.sees
 @click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
-)
+@command_parts.device
+@command_parts.backend
 @click.option(
     "--ray", "num_actors", type=click.IntRange(0), default=0, show_default=True, help="Ray actors that dream."
 )
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the run's last checkpoint.")
+@click.option(
+    "--then-real", type=click.IntRange(0), default=0, show_default=True, help="Steps in the real game, after."
+)
+@command_parts.real
 @click.option("--refresh", "num_rounds", type=click.IntRange(0), default=0, show_default=True, help="See above.")
 @click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="To renew the world by.")
 @click.option("--real-frames", "num_frames", type=click.IntRange(1), default=20_000, show_default=True, help="A round.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe: train.minutes=5.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool, **options: Any) -> None:
-    """Train a policy by PPO inside WORLD (an id or a folder). The run may be stopped and started again.
+def train(
+    world: str, out: Path | None, device: str, resume: bool, then_real: int, real: str, as_json: bool, **options: Any
+) -> None:
+    """Train a policy by PPO inside WORLD (an id or a folder), and with --then-real in the real game after it. The run
+    may be stopped and started again.
 
     --refresh N renews the world N times meanwhile: the policy plays --real-frames of the real game (`lwm collect`), the
     world is trained on them by --recipe (`lwm train`), and the policy goes on in the new world.
     """
-    from lwm_agents.imagination import ImaginationConfig, train_in_dream
+    from lwm_agents.imagination import ImaginationConfig, train_in_dream, train_in_real
 
     folder, rounds = out or _default_folder(world), options.pop("num_rounds")
     renewing = {name: options.pop(name) for name in ("recipe", "num_frames", "overrides")}
@@ -67,10 +74,15 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 
         refresh = RefreshConfig(num_rounds=rounds, num_envs=config.num_envs, **renewing)
         model = train_with_refresh(world, folder, config, refresh, device)
+    trained = folder / "agent"
+    if then_real:
+        make_real, config = command_parts.resolve(real), replace(config, num_steps=model.num_timesteps + then_real)
+        model = train_in_real(world, make_real, folder / "then-real", config, device, resume, start=trained)
+        trained = folder / "then-real" / "agent"
     if as_json:
-        click.echo(json.dumps({"agent": str(folder / "agent"), "num_timesteps": model.num_timesteps}))
+        click.echo(json.dumps({"agent": str(trained), "num_timesteps": model.num_timesteps}))
     else:
-        click.echo(f"{folder / 'agent'}\nMeasure it with: lwm agent evaluate {world} --agent {folder / 'agent'}")
+        click.echo(f"{trained}\nMeasure it with: lwm agent evaluate {world} --agent {trained}")
 
 
 @agent.command()
@@ -87,13 +99,9 @@ def train(world: str, out: Path | None, device: str, resume: bool, as_json: bool
 @click.option("--horizon", type=click.IntRange(1), default=15, show_default=True, help="Steps of a plan.")
 @click.option("--iterations", type=click.IntRange(1), default=1, show_default=True, help="Over 1: cross-entropy.")
 @click.option("--replan-every", type=click.IntRange(1), default=4, show_default=True, help="Steps played of a plan.")
-@click.option(
-    "--real", default=command_parts.REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game."
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
-)
+@command_parts.real
+@command_parts.device
+@command_parts.backend
 @click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="An .mp4 of both, side by side.")
 @click.option("--video-seconds", type=click.FloatRange(min=0.1, max=3600), default=30.0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

@@ -1,4 +1,5 @@
-"""`lwm agent report`: what a policy that learned in the dream keeps in the real game."""
+"""`lwm agent report` and `lwm agent gain`: what is learned in the dream keeps in the real game, and how many frames of
+it that saves."""
 
 import json
 from pathlib import Path
@@ -12,30 +13,11 @@ from lwm_agents import command_parts
 @click.command()
 @click.argument("world")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder [runs/agent-report-WORLD].")
-@click.option("--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies of a kind.")
 @click.option(
     "--only", "kinds", type=click.Choice(["random", "real", "dream"]), multiple=True, help="Do these now, not the rest."
 )
-@click.option(
-    "--steps", "num_steps", type=click.IntRange(1), default=200_000, show_default=True, help="Of each policy."
-)
-@click.option("--envs", "num_envs", type=click.IntRange(1, 65_536), default=64, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first one.")
-@click.option("--horizon", type=click.IntRange(1), help="Steps until a dream is cut; the world's limit by default.")
-@click.option("--surprise-penalty", type=click.FloatRange(0), default=0.0, show_default=True, help="Per nat and step.")
-@command_parts.sees
-@click.option("--save-every", type=click.IntRange(1), default=20_000, show_default=True, help="Steps.")
-@click.option("--episodes", "num_episodes", type=click.IntRange(2), default=200, show_default=True, help="Of a policy.")
+@command_parts.policies
 @click.option("--dream-episodes", "num_dream_episodes", type=click.IntRange(2), help="In the dream [as --episodes].")
-@click.option("--split", default="validation", show_default=True, help="Whose levels measure; it learns on train.")
-@click.option("--deterministic", is_flag=True, help="The likeliest action instead of a drawn one.")
-@click.option(
-    "--real", default=command_parts.REAL_ENV, show_default=True, metavar="MODULE:FUNCTION", help="Makes the real game."
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--backend", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True, help="Of dreams."
-)
 @click.option(
     "--into",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -43,14 +25,7 @@ from lwm_agents import command_parts
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def report(
-    world: str,
-    out: Path | None,
-    kinds: tuple[str, ...],
-    real: str,
-    device: str,
-    into: Path | None,
-    as_json: bool,
-    **options: Any,
+    world: str, out: Path | None, kinds: tuple[str, ...], into: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Does a policy that learned inside WORLD win in the real game? Random actions, PPO in the real game and PPO in the
     dream, all measured in the real game.
@@ -59,15 +34,10 @@ def report(
     --seeds; a call without --only does what is left and writes the report.
     """
     from lwm_agents import transfer_report
-    from lwm_agents.dream_to_real import TransferConfig, TransferRun
-    from lwm_agents.imagination import ImaginationConfig
+    from lwm_agents.report_files import insert_table
 
-    names = ("num_seeds", "num_episodes", "num_dream_episodes", "split", "deterministic")
-    measuring = {name: options.pop(name) for name in names}
-    options["backend"] = command_parts.choose_backend(options["backend"], device)
-    config = TransferConfig(training=ImaginationConfig(**options), **measuring)
     folder = out or Path("runs") / f"agent-report-{Path(world).name}"
-    run = TransferRun(world, command_parts.resolve(real), folder, config, device)
+    run = command_parts.open_run(world, folder, options)
     command_parts.show_progress()
     if kinds:
         rows = [transfer_report.as_row(trial) for trial in run.run(kinds)]
@@ -77,7 +47,72 @@ def report(
     found = transfer_report.build(run, run.run())
     transfer_report.write_report(folder, found)
     if into:
-        transfer_report.insert_table(into, found)
+        insert_table(into, "agents", found.world, transfer_report.as_table(found))
     click.echo(
         found.to_json().strip() if as_json else f"{transfer_report.as_table(found)}\n{folder / transfer_report.RECORD}"
     )
+
+
+@click.command()
+@click.argument("world")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder [runs/agent-report-WORLD].")
+@click.option("--only", "kinds", type=click.Choice(["real", "dream", "renewed"]), multiple=True, help="Do these now.")
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(8192, 16384, 32768, 65536, 131072, 200704),
+    show_default=True,
+    help="Of the real game, rising: policies are measured after so many.",
+)
+@command_parts.policies
+@click.option(
+    "--refresh", "num_rounds", type=click.IntRange(0), default=0, help="Also in a dream that is renewed so often."
+)
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="To renew the world by.")
+@click.option("--real-frames", "num_frames", type=click.IntRange(1), default=20_000, show_default=True, help="A round.")
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe: train.minutes=5.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A Markdown file to get the table between its lines <!-- gain WORLD --> and <!-- /gain -->.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def gain(
+    world: str,
+    out: Path | None,
+    kinds: tuple[str, ...],
+    frames: tuple[int, ...],
+    into: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """How many frames of the real game does a policy need that learned inside WORLD first, and one that did not?
+
+    Each is measured in the real game after --frames of it. What is finished is not done again, and a folder of
+    `lwm agent report` with the same options lends its policies. With --only a call does those and writes no report.
+    """
+    from lwm_agents import gain_report
+    from lwm_agents.dyna import RefreshConfig
+    from lwm_agents.gain import GainRun
+    from lwm_agents.report_files import insert_table
+
+    renewing = {name: options.pop(name) for name in ("recipe", "num_rounds", "num_frames", "overrides")}
+    if renewing["num_rounds"] and renewing["recipe"] is None:
+        raise click.UsageError("--refresh needs the --recipe of the world.")
+    folder = out or Path("runs") / f"agent-report-{Path(world).name}"
+    run = command_parts.open_run(world, folder, options)
+    refresh = RefreshConfig(num_envs=run.config.training.num_envs, **renewing) if renewing["num_rounds"] else None
+    gains = GainRun(run, frames, refresh)
+    command_parts.show_progress()
+    curves = gains.curves(kinds)
+    if kinds:
+        rows = [gain_report.as_row(curve) for curve in curves]
+        click.echo(json.dumps({"curves": rows}) if as_json else "\n".join(map(json.dumps, rows)))
+        return
+    found = gain_report.build(gains, curves)
+    gain_report.write(folder, found)
+    if into:
+        insert_table(into, "gain", found.world, gain_report.as_table(found))
+    told = found.to_json().strip() if as_json else f"{gain_report.as_table(found)}\n{folder / gain_report.RECORD}"
+    click.echo(told)

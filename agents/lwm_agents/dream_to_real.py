@@ -3,10 +3,9 @@
 For every seed a policy learns in the real game and another in the dream, for the same steps and by the same settings;
 they and random actions are measured in the real game, all three of a seed on the same levels. Whatever is finished
 stays in the folder of the report and is not done again: agents and their episodes, in `seed-0/random`, `seed-0/real`
-and `seed-0/dream-<weights>`. So the parts may be done in any order, one process for each.
+and `seed-0/dream-<weights>-<chances>`. So the parts may be done in any order, one process for each.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from lwm_agents.agent import POLICY, open_agent, read_facts
+from lwm_agents.agent import digest_of, open_agent, read_facts
 from lwm_agents.evaluation import Played, play
-from lwm_agents.imagination import ImaginationConfig, name_of, train_in_dream, train_in_real
+from lwm_agents.imagination import ImaginationConfig, chances, name_of, train_in_dream, train_in_real
 from lwm_agents.sb3 import SB3VecEnv
 from lwm_env import worlds
 from lwm_env.errors import ConfigMismatch, InvalidInput, StorageError
@@ -86,6 +85,7 @@ class TransferRun:
         self.ppo, self.real = ppo, name_of(make_real)
         manifest = worlds.read_manifest(worlds.find(world))
         self.spec, self.weights = manifest.spec, manifest.files[WEIGHTS].sha256
+        self.dream = "-".join([self.weights[:12], *(f"{value:g}" for value in chances(self.spec).values())])
 
     def run(self, kinds: Sequence[str] = KINDS) -> list[Trial]:
         """Do what is left and return all trials, for each seed those of `kinds`.
@@ -109,27 +109,40 @@ class TransferRun:
         return trials
 
     def _trial(self, seed: int, kind: str) -> Trial:
-        folder = self.folder / f"seed-{seed}" / (f"dream-{self.weights[:12]}" if kind == "dream" else kind)
-        config = replace(self.config.training, seed=2 * seed * APART)
-        log.info("seed %d of %s: %s", seed, list(self.config.seeds), kind)
-        if kind == "real":
-            train_in_real(self.world, self.make_real, folder, config, self.device, **self.ppo)
-        elif kind == "dream":
-            train_in_dream(self.world, folder, config, self.device, **self.ppo)
-        agent, digest, facts = None, None, {"num_timesteps": 0, "seconds": 0.0}
-        if kind != "random":
-            agent = folder / "agent"
-            digest, facts = hashlib.sha256((agent / POLICY).read_bytes()).hexdigest(), read_facts(agent)
+        folder, agent = self.trained(seed, kind)
+        digest, facts = (digest_of(agent), read_facts(agent)) if agent else (None, {"num_timesteps": 0, "seconds": 0.0})
         places = ("real", "dream") if kind == "dream" else ("real",)
-        played = {place: self._measured(folder, place, seed, agent, digest) for place in places}
+        played = {place: self.measured(folder, place, seed, agent) for place in places}
         return Trial(seed, kind, digest, facts["num_timesteps"], facts["seconds"], played)
 
-    def _measured(self, folder: Path, place: str, seed: int, agent: Path | None, digest: str | None) -> Played:
-        """Episodes from `folder/episodes-<place>.json`, or played now and kept there."""
+    def trained(self, seed: int, kind: str) -> tuple[Path, Path | None]:
+        """The folder of a policy of one of `KINDS`, and in it the agent (None: random actions), trained as asked."""
+        folder = self.folder / f"seed-{seed}" / (f"dream-{self.dream}" if kind == "dream" else kind)
+        config = self.config_of(seed)
+        log.info("seed %d of %s: %s", seed, list(self.config.seeds), kind)
+        if kind == "random":
+            return folder, None
+        if kind == "real":
+            train_in_real(self.world, self.make_real, folder, config, self.device, **self.ppo)
+        else:
+            train_in_dream(self.world, folder, config, self.device, **self.ppo)
+        return folder, folder / "agent"
+
+    def config_of(self, seed: int) -> ImaginationConfig:
+        """How the policies of a seed learn."""
+        return replace(self.config.training, seed=2 * seed * APART)
+
+    def measured(self, folder: Path, place: str, seed: int, agent: Path | None) -> Played:
+        """Episodes from `folder/episodes-<place>.json`, or played now and kept there.
+
+        Args:
+            place: "real" or "dream".
+            agent: its folder; None: random actions.
+        """
         config, start = self.config, (2 * seed + 1) * APART
-        asked = {"seed": start, "agent": digest, "game": self.real}
+        asked = {"seed": start, "agent": None if agent is None else digest_of(agent), "game": self.real}
         if place == "dream":
-            asked |= {"game": self.weights, "backend": config.training.backend}
+            asked |= {"game": self.weights, "backend": config.training.backend, **chances(self.spec)}
         count, num_envs = config.num_episodes, config.training.num_envs
         if place == "dream":
             count = num_envs = config.num_dream_episodes or config.num_episodes
@@ -143,9 +156,7 @@ class TransferRun:
         pictures = self._first_pictures(count, start) if place == "dream" else None
         envs = self._open(place, start, num_envs)
         try:
-            model = None
-            if agent is not None:
-                model = open_agent(agent, SB3VecEnv(envs), self.device)
+            model = None if agent is None else open_agent(agent, SB3VecEnv(envs), self.device)
             played = play(model, envs, count, start, config.deterministic, pictures)
         finally:
             envs.close()

@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from tqdm import tqdm
 
-from lwm_agents.agent import choose_device, load_agent, make_ppo, read_facts, save_agent
+from lwm_agents.agent import choose_device, digest_of, load_agent, make_ppo, read_facts, save_agent
 from lwm_agents.places import SeePlaces, Sight
 from lwm_agents.sb3 import SB3VecEnv
 from lwm_env import worlds
@@ -111,7 +111,8 @@ def train_in_dream(
     """
     envs = _dream(world, config, device)
     inside = envs.envs.unwrapped
-    facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, "config": asdict(config)}
+    facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, **chances(inside.world_spec)}
+    facts |= {"config": asdict(config)}
     honest = Honest(envs, inside.world_spec, config.surprise_penalty)
     return _train(_make(world, honest, folder, config, device, ppo), folder, facts, config, resume, start)
 
@@ -123,12 +124,14 @@ def train_in_real(
     config: ImaginationConfig,
     device: str = "auto",
     resume: bool = True,
+    start: Path | None = None,
     **ppo: Any,
 ) -> PPO:
     """The same in the real game, on the levels of its split "train"; horizon and surprise penalty do not apply.
 
     Args:
         make_real: makes the real game in mode SAME_STEP, see `lwm_agents.command_parts.REAL_ENV`.
+        start: an agent to begin with, such as one that learned in the dream; its steps count.
 
     Raises:
         See `train_in_dream`. And what `make_real` raises.
@@ -137,7 +140,13 @@ def train_in_real(
     made = {"num_envs": config.num_envs, "seed": config.seed, "split": "train"}
     envs = SB3VecEnv(make_real(world, autoreset_mode="SameStep", **made))
     facts = {"world": spec.id, "real": name_of(make_real), "config": asdict(config)}
-    return _train(_make(world, Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume)
+    facts["start"] = None if start is None else digest_of(start)
+    return _train(_make(world, Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume, start)
+
+
+def chances(spec: WorldSpec) -> dict[str, float]:
+    """What decides a dream beside the weights."""
+    return {"temperature": spec.temperature, "termination_threshold": spec.termination_threshold}
 
 
 def _dream(world: str, config: ImaginationConfig, device: str) -> SB3VecEnv:

@@ -1,9 +1,6 @@
 """The dream-to-real report as a strict JSON record, a table and a plot. Shapes: S seeds, E episodes."""
 
-import importlib.metadata
-import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,28 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from lwm_agents.agent import choose_device
 from lwm_agents.dream_to_real import KINDS, TransferRun, Trial
+from lwm_agents.imagination import chances
+from lwm_agents.report_files import Strict, as_png, new_canvas, tell_dream, versions, write_files
 from lwm_agents.transfer import Figure, dream_minus_real, dream_over_real, mean_return, transfer_ratio
-from lwm_env import __version__
-from lwm_env.errors import InvalidInput, StorageError
 from lwm_env.machine import load_average, name_of
-from lwm_env.worlds.storage import replace_file
 
 FORMAT = 1
 RECORD, TABLE, PLOT = "report.json", "report.md", "report.png"
-PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
 LABELS = {"random": "random actions", "real": "PPO, real game", "dream": "PPO, dream"}
-END = "<!-- /agents -->"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Training(_Strict):
+class Training(Strict):
     """What a training cost; means over the seeds."""
 
     num_timesteps: int  # of each policy
@@ -40,12 +29,13 @@ class Training(_Strict):
     steps_per_second: float
 
 
-class TransferReport(_Strict):
+class TransferReport(Strict):
     """What `lwm agent report` found. Intervals are of a bootstrap over seeds and episodes."""
 
     format: int = FORMAT
     world: str
     weights: str  # sha256 of the weight file
+    chances: dict[str, float]  # what decides a dream beside them
     real: str  # what made the real game
     config: dict[str, Any]  # see TransferConfig
     settings: dict[str, Any]  # of PPO, where they are not those of `make_ppo`
@@ -72,6 +62,7 @@ def build(run: TransferRun, trials: Sequence[Trial]) -> TransferReport:
     return TransferReport(
         world=run.spec.id,
         weights=run.weights,
+        chances=chances(run.spec),
         real=run.real,
         config=asdict(run.config),
         settings=run.ppo,
@@ -84,7 +75,7 @@ def build(run: TransferRun, trials: Sequence[Trial]) -> TransferReport:
         trials=[asdict(trial) for trial in trials],
         machine=name_of(torch.device(choose_device(run.device))),
         load_average=load_average(),
-        versions={"lwm-env": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        versions=versions(),
     )
 
 
@@ -129,8 +120,9 @@ def as_table(report: TransferReport) -> str:
         f"Transfer ratio {_told(report.transfer_ratio)}. Policies that learned in the dream: their return there over "
         f"that in the real game {_told(report.dream_over_real)}, the difference {_told(report.dream_minus_real)}.",
         "",
-        f"{report.world}, weights `{report.weights[:12]}`; seeds: {config['num_seeds']}, steps of each: {steps:,}, "
-        f"episodes: {config['num_episodes']} ({dreams} in the dream), on levels of the split {config['split']!r}, "
+        f"{report.world}, {tell_dream(report.weights, report.chances)}; seeds: {config['num_seeds']}, "
+        f"steps of each: {steps:,}, episodes: {config['num_episodes']} ({dreams} in the dream), on levels of the split "
+        f"{config['split']!r}, "
         f"{how}, policies see {config['training']['sees']}; in brackets 95 % of a bootstrap over seeds and episodes. "
         f"{report.machine}.",
         "",
@@ -153,46 +145,15 @@ def _told(figure: Figure) -> str:
 
 
 def write_report(folder: Path, report: TransferReport) -> None:
-    """Write `report.json`, `report.md` and, where matplotlib is installed, `report.png`.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written.
-    """
-    files = {RECORD: report.to_json().encode(), TABLE: as_table(report).encode(), PLOT: plot(report)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            if data is not None:
-                replace_file(folder / name, data)
-    except OSError as error:
-        raise StorageError(f"The report in {folder} could not be written: {error.strerror or error}.") from error
-
-
-def insert_table(path: Path, report: TransferReport) -> None:
-    """Put the table between the marks `<!-- agents WORLD -->` and `<!-- /agents -->` of a Markdown file.
-
-    Raises:
-        InvalidInput: the file has no such marks. StorageError: it cannot be read or written.
-    """
-    begin = f"<!-- agents {report.world} -->\n"
-    between = re.compile(f"({re.escape(begin)}).*?({END})", re.DOTALL)
-    try:
-        text = path.read_text(encoding="utf-8")
-        if not between.search(text):
-            raise InvalidInput(f"{path} has no lines {begin.strip()} and {END} to write between. Add them.")
-        table = as_table(report)
-        replace_file(path, between.sub(lambda match: match[1] + table + match[2], text).encode())
-    except OSError as error:
-        raise StorageError(f"{path} could not be changed: {error.strerror or error}.") from error
+    """Write `report.json`, `report.md` and, where matplotlib is installed, `report.png`. Raises StorageError."""
+    write_files(folder, {RECORD: report.to_json().encode(), TABLE: as_table(report).encode(), PLOT: plot(report)})
 
 
 def plot(report: TransferReport) -> bytes | None:
     """A PNG: returns with their intervals, a dot for each seed, and what training cost; None without matplotlib."""
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError:
+    canvas = new_canvas((9, 4))
+    if canvas is None:
         return None
-    canvas = Canvas(figsize=(9, 4), layout="constrained")
     left, right = canvas.subplots(1, 2, width_ratios=[2, 1])
     rows = [(LABELS[kind], kind, "real", report.return_real[kind]) for kind in KINDS]
     rows.append(("PPO, dream,\nin the dream", "dream", "dream", report.return_dream))
@@ -208,6 +169,4 @@ def plot(report: TransferReport) -> bytes | None:
     right.bar(names, [report.training[name].seconds / 60 for name in names], 0.6, color=["C1", "C2"], alpha=0.5)
     right.set(ylabel="minutes of training", title=f"{report.training['dream'].num_timesteps:,} steps each")
     canvas.suptitle(f"{report.world}, weights {report.weights[:12]}", fontsize="small")
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return as_png(canvas)

@@ -1,0 +1,158 @@
+"""What a dream saves in frames of the real game, as a strict JSON record, a table and a plot."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lwm_agents.agent import choose_device
+from lwm_agents.gain import ALONE, Curve, Gain, GainRun, gains, stack
+from lwm_agents.imagination import chances
+from lwm_agents.report_files import Strict, as_png, new_canvas, tell_dream, versions, write_files
+from lwm_agents.transfer import Figure, mean_return
+from lwm_env.machine import load_average, name_of
+
+FORMAT = 1
+RECORD, TABLE, PLOT = "gain.json", "gain.md", "gain.png"
+LABELS = {ALONE: "the real game alone", "dream": "the dream, then the real game"}
+LABELS["renewed"] = "a renewed dream, then the real game"
+
+
+class Line(Strict):
+    """A kind of policy; means over seeds and episodes."""
+
+    frames: list[int]  # of the real game
+    returns: list[Figure]  # after so many
+
+
+class Saved(Strict):
+    """See `lwm_agents.gain.Gain`."""
+
+    target: float
+    alone: float
+    frames: float
+    times: float | None
+    low: float | None
+    high: float | None
+
+
+class GainReport(Strict):
+    """What `lwm agent gain` found. Intervals are of a bootstrap over seeds and episodes."""
+
+    format: int = FORMAT
+    world: str
+    weights: str  # sha256 of the weight file of the world before it was renewed
+    chances: dict[str, float]  # what decides a dream beside them
+    real: str  # what made the real game
+    config: dict[str, Any]  # see TransferConfig
+    refresh: dict[str, Any] | None  # see RefreshConfig
+    settings: dict[str, Any]  # of PPO, where they are not those of `make_ppo`
+    lines: dict[str, Line]  # by kind of policy
+    gains: dict[str, Saved]  # of each kind but the real game alone
+    curves: list[dict[str, Any]]  # see Curve: every episode
+    machine: str
+    load_average: float | None  # when the report was written
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """Strict JSON, without NaN."""
+        return json.dumps(self.model_dump(mode="json"), allow_nan=False) + "\n"
+
+
+def build(made: GainRun, curves: Sequence[Curve]) -> GainReport:
+    """Pool what the curves show."""
+    run, stacked = made.run, {kind: stack(curves, kind) for kind in made.kinds}
+    refresh = None if made.refresh is None else {**asdict(made.refresh), "recipe": made.refresh.recipe.name}
+    return GainReport(
+        world=run.spec.id,
+        weights=run.weights,
+        chances=chances(run.spec),
+        real=run.real,
+        config=asdict(run.config),
+        refresh=refresh,
+        settings=run.ppo,
+        lines={
+            kind: Line(
+                frames=[int(count) for count in frames],
+                returns=[mean_return(returns[:, i]) for i in range(len(frames))],
+            )
+            for kind, (frames, returns) in stacked.items()
+        },
+        gains={kind: _saved(gain) for kind, gain in gains(stacked).items()},
+        curves=[asdict(curve) for curve in curves],
+        machine=name_of(torch.device(choose_device(run.device))),
+        load_average=load_average(),
+        versions=versions(),
+    )
+
+
+def _saved(gain: Gain) -> Saved:
+    return Saved(**asdict(gain), times=gain.times)
+
+
+def as_row(curve: Curve) -> dict[str, Any]:
+    """One policy in a few numbers: its mean return by how many frames of the real game it had seen."""
+    returns = {
+        count: round(float(np.mean(each.returns)), 4) for count, each in zip(curve.frames, curve.played, strict=True)
+    }
+    return {"seed": curve.seed, "policy": curve.kind, "returns": returns}
+
+
+def as_table(report: GainReport) -> str:
+    """Markdown."""
+    kinds = list(report.lines)
+    counts = sorted({count for line in report.lines.values() for count in line.frames})
+    lines = [
+        f"| frames of the real game | {' | '.join(LABELS[kind] for kind in kinds)} |",
+        "|---" * (1 + len(kinds)) + "|",
+    ]
+    told = {kind: dict(zip(line.frames, line.returns, strict=True)) for kind, line in report.lines.items()}
+    for count in counts:
+        cells = [_told(told[kind].get(count)) for kind in kinds]
+        lines.append(f"| {count:,} | {' | '.join(cells)} |")
+    config = report.config
+    lines += ["", *(_sentence(LABELS[kind], saved) for kind, saved in report.gains.items()), ""]
+    lines.append(
+        f"{report.world}, {tell_dream(report.weights, report.chances)}; seeds: {config['num_seeds']}, steps in the "
+        f"dream: {config['training']['num_steps']:,}, returns in {config['num_episodes']} episodes of the real game on "
+        f"levels of the split {config['split']!r}; policies see {config['training']['sees']}; in brackets 95 % of a "
+        f"bootstrap over seeds and episodes. {report.machine}."
+    )
+    return "\n".join([*lines, ""])
+
+
+def _told(figure: Figure | None) -> str:
+    return "" if figure is None else f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"
+
+
+def _sentence(label: str, saved: Saved) -> str:
+    times = "none are needed" if saved.times is None else f"{saved.times:.1f} times fewer"
+    low = "" if saved.low is None else f" ({saved.low:.1f} to {'any' if saved.high is None else f'{saved.high:.1f}'})"
+    return (
+        f"For a return of {saved.target:.2f} the real game alone takes {saved.alone:,.0f} of its frames, {label} "
+        f"{saved.frames:,.0f}: {times}{low}."
+    )
+
+
+def write(folder: Path, report: GainReport) -> None:
+    """Write `gain.json`, `gain.md` and, where matplotlib is installed, `gain.png`. Raises StorageError."""
+    write_files(folder, {RECORD: report.to_json().encode(), TABLE: as_table(report).encode(), PLOT: plot(report)})
+
+
+def plot(report: GainReport) -> bytes | None:
+    """A PNG: returns by frames of the real game, with their intervals; None without matplotlib."""
+    canvas = new_canvas((6, 4))
+    if canvas is None:
+        return None
+    axes = canvas.subplots()
+    for x, (kind, line) in enumerate(report.lines.items()):
+        low, high = ([getattr(figure, end) for figure in line.returns] for end in ("low", "high"))
+        axes.plot(line.frames, [figure.value for figure in line.returns], "o-", color=f"C{x}", label=LABELS[kind])
+        axes.fill_between(line.frames, low, high, color=f"C{x}", alpha=0.2, linewidth=0)
+    axes.set(xlabel="frames of the real game", ylabel="return of an episode", title=report.world)
+    axes.legend(fontsize="small")
+    return as_png(canvas)

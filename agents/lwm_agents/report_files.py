@@ -1,0 +1,78 @@
+"""What the reports of `lwm agent` share: their files, their place on a page, what they tell of the dream."""
+
+import importlib.metadata
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lwm_env import __version__
+from lwm_env.errors import InvalidInput, StorageError
+from lwm_env.worlds.storage import replace_file
+
+PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the figures."""
+    return {"lwm-env": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def tell_dream(weights: str, chances: Mapping[str, float]) -> str:
+    """Weights and what else decides a dream, in words."""
+    settings = " and ".join(f"a {name.replace('_', ' ')} of {value:g}" for name, value in chances.items())
+    return f"weights `{weights[:12]}` at {settings}"
+
+
+def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
+    """Write a report's files; what is None is left out.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            if data is not None:
+                replace_file(folder / name, data)
+    except OSError as error:
+        raise StorageError(f"The report in {folder} could not be written: {error.strerror or error}.") from error
+
+
+def insert_table(path: Path, mark: str, world: str, table: str) -> None:
+    """Put a table between the marks `<!-- MARK WORLD -->` and `<!-- /MARK -->` of a Markdown file.
+
+    Raises:
+        InvalidInput: the file has no such marks. StorageError: it cannot be read or written.
+    """
+    begin, end = f"<!-- {mark} {world} -->\n", f"<!-- /{mark} -->"
+    between = re.compile(f"({re.escape(begin)}).*?({end})", re.DOTALL)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not between.search(text):
+            raise InvalidInput(f"{path} has no lines {begin.strip()} and {end} to write between. Add them.")
+        replace_file(path, between.sub(lambda match: match[1] + table + match[2], text).encode())
+    except OSError as error:
+        raise StorageError(f"{path} could not be changed: {error.strerror or error}.") from error
+
+
+def new_canvas(size: tuple[float, float]) -> Any | None:
+    """A figure of so many inches; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    return Figure(figsize=size, layout="constrained")
+
+
+def as_png(canvas: Any) -> bytes:
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,20 +1,15 @@
 """What a dream saves in frames of the real game, as a strict JSON record, a table and a plot."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from lwm_agents.agent import choose_device
 from lwm_agents.gain import ALONE, Curve, Gain, GainRun, gains, stack
-from lwm_agents.imagination import chances
-from lwm_agents.report_files import Strict, as_png, new_canvas, tell_dream, versions, write_files
+from lwm_agents.report_files import Report, Strict, as_png, made_by, new_canvas, write_files
 from lwm_agents.transfer import Figure, mean_return
-from lwm_env.machine import load_average, name_of
 
 FORMAT = 1
 RECORD, TABLE, PLOT = "gain.json", "gain.md", "gain.png"
@@ -40,41 +35,24 @@ class Saved(Strict):
     high: float | None
 
 
-class GainReport(Strict):
-    """What `lwm agent gain` found. Intervals are of a bootstrap over seeds and episodes."""
+class GainReport(Report):
+    """What `lwm agent gain` found, of a world before it was renewed. Intervals are of a bootstrap over seeds and
+    episodes."""
 
     format: int = FORMAT
-    world: str
-    weights: str  # sha256 of the weight file of the world before it was renewed
-    chances: dict[str, float]  # what decides a dream beside them
-    real: str  # what made the real game
-    config: dict[str, Any]  # see TransferConfig
     refresh: dict[str, Any] | None  # see RefreshConfig
-    settings: dict[str, Any]  # of PPO, where they are not those of `make_ppo`
     lines: dict[str, Line]  # by kind of policy
     gains: dict[str, Saved]  # of each kind but the real game alone
     curves: list[dict[str, Any]]  # see Curve: every episode
-    machine: str
-    load_average: float | None  # when the report was written
-    versions: dict[str, str]
-
-    def to_json(self) -> str:
-        """Strict JSON, without NaN."""
-        return json.dumps(self.model_dump(mode="json"), allow_nan=False) + "\n"
 
 
 def build(made: GainRun, curves: Sequence[Curve]) -> GainReport:
     """Pool what the curves show."""
-    run, stacked = made.run, {kind: stack(curves, kind) for kind in made.kinds}
+    stacked = {kind: stack(curves, kind) for kind in made.kinds}
     refresh = None if made.refresh is None else {**asdict(made.refresh), "recipe": made.refresh.recipe.name}
     return GainReport(
-        world=run.spec.id,
-        weights=run.weights,
-        chances=chances(run.spec),
-        real=run.real,
-        config=asdict(run.config),
+        **made_by(made.run),
         refresh=refresh,
-        settings=run.ppo,
         lines={
             kind: Line(
                 frames=[int(count) for count in frames],
@@ -84,9 +62,6 @@ def build(made: GainRun, curves: Sequence[Curve]) -> GainReport:
         },
         gains={kind: _saved(gain) for kind, gain in gains(stacked).items()},
         curves=[asdict(curve) for curve in curves],
-        machine=name_of(torch.device(choose_device(run.device))),
-        load_average=load_average(),
-        versions=versions(),
     )
 
 
@@ -117,7 +92,7 @@ def as_table(report: GainReport) -> str:
     config = report.config
     lines += ["", *(_sentence(LABELS[kind], saved) for kind, saved in report.gains.items()), ""]
     lines.append(
-        f"{report.world}, {tell_dream(report.weights, report.chances)}; seeds: {config['num_seeds']}, steps in the "
+        f"{report.world}, {report.tell_dream()}; seeds: {config['num_seeds']}, steps in the "
         f"dream: {config['training']['num_steps']:,}, returns in {config['num_episodes']} episodes of the real game on "
         f"levels of the split {config['split']!r}; policies see {config['training']['sees']}; in brackets 95 % of a "
         f"bootstrap over seeds and episodes. {report.machine}."

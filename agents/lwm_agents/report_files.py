@@ -1,16 +1,23 @@
-"""What the reports of `lwm agent` share: their files, their place on a page, what they tell of the dream."""
+"""What the reports of `lwm agent` share: how they were made, their files, their place on a page."""
 
 import importlib.metadata
 import io
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
+from lwm_agents.agent import choose_device
+from lwm_agents.dream_to_real import TransferRun
+from lwm_agents.imagination import chances
 from lwm_env import __version__
 from lwm_env.errors import InvalidInput, StorageError
+from lwm_env.machine import load_average, name_of
 from lwm_env.worlds.storage import replace_file
 
 PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
@@ -20,15 +27,43 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def versions() -> dict[str, str]:
-    """Of what decides the figures."""
-    return {"lwm-env": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+class Report(Strict):
+    """How a report was made."""
+
+    format: int
+    world: str
+    weights: str  # sha256 of the weight file
+    chances: dict[str, float]  # what decides a dream beside them
+    real: str  # what made the real game
+    config: dict[str, Any]  # see TransferConfig
+    settings: dict[str, Any]  # of PPO, where they are not those of `make_ppo`
+    machine: str
+    load_average: float | None  # when the report was written
+    versions: dict[str, str]  # of what decides the figures
+
+    def to_json(self) -> str:
+        """Strict JSON, without NaN."""
+        return json.dumps(self.model_dump(mode="json"), allow_nan=False) + "\n"
+
+    def tell_dream(self) -> str:
+        """Weights and what else decides a dream, in words."""
+        settings = " and ".join(f"a {name.replace('_', ' ')} of {value:g}" for name, value in self.chances.items())
+        return f"weights `{self.weights[:12]}` at {settings}"
 
 
-def tell_dream(weights: str, chances: Mapping[str, float]) -> str:
-    """Weights and what else decides a dream, in words."""
-    settings = " and ".join(f"a {name.replace('_', ' ')} of {value:g}" for name, value in chances.items())
-    return f"weights `{weights[:12]}` at {settings}"
+def made_by(run: TransferRun) -> dict[str, Any]:
+    """The fields of `Report` but its format."""
+    return {
+        "world": run.spec.id,
+        "weights": run.weights,
+        "chances": chances(run.spec),
+        "real": run.real,
+        "config": asdict(run.config),
+        "settings": run.ppo,
+        "machine": name_of(torch.device(choose_device(run.device))),
+        "load_average": load_average(),
+        "versions": {"lwm-env": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+    }
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:

@@ -1,20 +1,15 @@
 """The dream-to-real report as a strict JSON record, a table and a plot. Shapes: S seeds, E episodes."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from lwm_agents.agent import choose_device
 from lwm_agents.dream_to_real import KINDS, TransferRun, Trial
-from lwm_agents.imagination import chances
-from lwm_agents.report_files import Strict, as_png, new_canvas, tell_dream, versions, write_files
+from lwm_agents.report_files import Report, Strict, as_png, made_by, new_canvas, write_files
 from lwm_agents.transfer import Figure, dream_minus_real, dream_over_real, mean_return, transfer_ratio
-from lwm_env.machine import load_average, name_of
 
 FORMAT = 1
 RECORD, TABLE, PLOT = "report.json", "report.md", "report.png"
@@ -29,16 +24,10 @@ class Training(Strict):
     steps_per_second: float
 
 
-class TransferReport(Strict):
+class TransferReport(Report):
     """What `lwm agent report` found. Intervals are of a bootstrap over seeds and episodes."""
 
     format: int = FORMAT
-    world: str
-    weights: str  # sha256 of the weight file
-    chances: dict[str, float]  # what decides a dream beside them
-    real: str  # what made the real game
-    config: dict[str, Any]  # see TransferConfig
-    settings: dict[str, Any]  # of PPO, where they are not those of `make_ppo`
     return_real: dict[str, Figure]  # in the real game, by kind of policy
     return_dream: Figure  # in the dream, of the policies that learned there
     transfer_ratio: Figure
@@ -46,13 +35,6 @@ class TransferReport(Strict):
     dream_minus_real: Figure
     training: dict[str, Training]  # "real" and "dream"
     trials: list[dict[str, Any]]  # see Trial: every episode
-    machine: str
-    load_average: float | None  # when the report was written
-    versions: dict[str, str]
-
-    def to_json(self) -> str:
-        """Strict JSON, without NaN."""
-        return json.dumps(self.model_dump(mode="json"), allow_nan=False) + "\n"
 
 
 def build(run: TransferRun, trials: Sequence[Trial]) -> TransferReport:
@@ -60,12 +42,7 @@ def build(run: TransferRun, trials: Sequence[Trial]) -> TransferReport:
     real = {kind: returns_of(trials, kind, "real") for kind in KINDS}
     dreamed = returns_of(trials, "dream", "dream")
     return TransferReport(
-        world=run.spec.id,
-        weights=run.weights,
-        chances=chances(run.spec),
-        real=run.real,
-        config=asdict(run.config),
-        settings=run.ppo,
+        **made_by(run),
         return_real={kind: mean_return(returns) for kind, returns in real.items()},
         return_dream=mean_return(dreamed),
         transfer_ratio=transfer_ratio(**real),
@@ -73,9 +50,6 @@ def build(run: TransferRun, trials: Sequence[Trial]) -> TransferReport:
         dream_minus_real=dream_minus_real(dreamed, real["dream"]),
         training={kind: _cost([trial for trial in trials if trial.kind == kind]) for kind in ("real", "dream")},
         trials=[asdict(trial) for trial in trials],
-        machine=name_of(torch.device(choose_device(run.device))),
-        load_average=load_average(),
-        versions=versions(),
     )
 
 
@@ -120,7 +94,7 @@ def as_table(report: TransferReport) -> str:
         f"Transfer ratio {_told(report.transfer_ratio)}. Policies that learned in the dream: their return there over "
         f"that in the real game {_told(report.dream_over_real)}, the difference {_told(report.dream_minus_real)}.",
         "",
-        f"{report.world}, {tell_dream(report.weights, report.chances)}; seeds: {config['num_seeds']}, "
+        f"{report.world}, {report.tell_dream()}; seeds: {config['num_seeds']}, "
         f"steps of each: {steps:,}, episodes: {config['num_episodes']} ({dreams} in the dream), on levels of the split "
         f"{config['split']!r}, "
         f"{how}, policies see {config['training']['sees']}; in brackets 95 % of a bootstrap over seeds and episodes. "

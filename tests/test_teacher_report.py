@@ -72,6 +72,25 @@ def test_the_control_is_measured_against_the_same_teacher():
     assert "PSNR after 15 steps over the control: +1.50 dB" in as_text(found)
 
 
+def agents(random, dream, **more):
+    """What of a report of `lwm agent report` counts."""
+    returns = {"random": {"value": random}, "dream": {"value": dream}}
+    return {"real": "game", "config": {"num_seeds": 3}, "settings": {}, "return_real": returns, **more}
+
+
+def test_what_agents_earn_over_random_actions_is_one_of_the_ratios():
+    gain = figures(at_1=1.0)
+    student, teacher = ({**report(gain), "weights": digit * 64} for digit in "12")
+    told = {"1" * 64: agents(3.0, 4.0), "2" * 64: agents(3.0, 5.0)}
+
+    assert compare(student, teacher, agents=told)["ratios"]["agent_return"] == 0.5
+    assert "agent_return" in compare(student, teacher, agents={"1" * 64: agents(3.0, 4.0)})["missing"]
+    with pytest.raises(ConfigMismatch, match="none of the worlds has"):
+        compare(student, teacher, agents={"3" * 64: agents(3.0, 4.0)})
+    with pytest.raises(ConfigMismatch, match="other ways"):
+        compare(student, teacher, agents={**told, "2" * 64: agents(3.0, 5.0, config={"num_seeds": 1})})
+
+
 def test_reports_of_other_clips_are_not_compared():
     other = {**report(figures(at_1=1.0)), "protocol": {**PROTOCOL, "seed": 3}}
 
@@ -90,12 +109,16 @@ def test_the_command_measures_all_worlds_on_the_same_clips(tiny_world, tiny_spec
     options = ["--clips", "4", "--horizon", "3", "--context", "2", "--device", "cpu", "--json"]
     stored = ["--store", str(tmp_path / "clips"), "--out", str(tmp_path / "out")]
     others = ["--teacher", str(tiny_world), "--control", str(tiny_world)]
+    weights = json.loads((tiny_world / "world.json").read_text())["files"]["model.safetensors"]["sha256"]
+    (tmp_path / "agents.json").write_text(json.dumps({"weights": weights, **agents(1.0, 3.0)}))
+    others += ["--agents", str(tmp_path / "agents.json")]
 
     code = main(["evaluate", str(tiny_world), *options, *stored, *others])
 
     found = json.loads(capsys.readouterr().out)
     assert code == 0 and found == json.loads((tmp_path / "out" / "teacher.json").read_text())
     assert set(found["ratios"].values()) <= {1.0, None} and found["psnr_15_over_control"] is None
+    assert found["ratios"]["agent_return"] == 1
     assert len(set(found["parameters"].values())) == 1 and len(found["parameters"]) == 3
     reports = [json.loads((tmp_path / "out" / who / "report.json").read_text()) for who in ("", "teacher", "control")]
     assert reports[0]["rows"] == reports[1]["rows"] == reports[2]["rows"]
@@ -135,8 +158,14 @@ def test_all_worlds_are_read_by_the_net_of_one(tiny_world, tiny_spec, tmp_path, 
     assert found["ratios"].get("idm", 1.0) in (1.0, None)
 
 
-def test_a_control_goes_with_a_teacher(tiny_world, capsys):
+def test_what_goes_with_a_teacher_is_refused_without_one_and_where_it_is_no_report(tiny_world, tmp_path, capsys):
     from lwm_env.cli import main
 
-    assert main(["evaluate", str(tiny_world), "--control", str(tiny_world)]) == 2
-    assert "--control goes with --teacher" in capsys.readouterr().err
+    (tmp_path / "agents.json").write_text('{"weights": "0", "return_real": {}}')
+    words = ["evaluate", str(tiny_world)]
+    for option in (["--control", str(tiny_world)], ["--agents", str(tmp_path / "agents.json")]):
+        assert main([*words, *option]) == 2
+        assert "--control and --agents go with --teacher" in capsys.readouterr().err
+    teacher = ["--teacher", str(tiny_world), "--out", str(tmp_path / "out")]
+    assert main([*words, *teacher, "--agents", str(tmp_path / "agents.json")]) == 1
+    assert "no report of agents" in capsys.readouterr().err

@@ -8,25 +8,29 @@ import functools
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lwm_env.errors import ConfigMismatch
+from lwm_env.errors import ConfigMismatch, CorruptFile
 
 Report = Mapping[str, Any]
 LONGEST = 60  # steps up to which there is ground truth
 AFTER = "15"  # steps, of the figure that a distillation is judged by
 SAME = ("source", "split", "policy", "seed", "num_clips", "context", "horizon")  # what two reports must share
+Agents = Mapping[str, Mapping[str, Any]]  # reports of `lwm agent report`, by the weights of their worlds
 
 
-def compare(student: Report, teacher: Report, control: Report | None = None) -> dict[str, Any]:
+def compare(
+    student: Report, teacher: Report, control: Report | None = None, agents: Agents | None = None
+) -> dict[str, Any]:
     """Ratios student over teacher, 1 being as good as the teacher, and their geometric mean.
 
     `psnr_gain`: mean PSNR over copying the last frame, over the horizons up to 60 that both have. `reward_f1` and
     `termination_f1`. `idm`: true actions read from the dream. `fd_idm`: a distance, so teacher over student.
+    `agent_return`: what policies that learned in the dream earn in the real game, less what random actions do.
 
     Returns:
         JSON: `ratios` (null: undefined, since a figure is not above 0), `geometric_mean` (null if a ratio is),
@@ -34,15 +38,22 @@ def compare(student: Report, teacher: Report, control: Report | None = None) -> 
         `psnr_15_over_control`, in dB.
 
     Raises:
-        ConfigMismatch: the reports are not of the same clips.
+        ConfigMismatch: the reports are not of the same clips, or those of agents of none of these worlds or of policies
+            that did not learn alike.
     """
+    agents = agents or {}
+    _check_agents(agents, [student, teacher, *([] if control is None else [control])])
     others = {"teacher": teacher} | ({} if control is None else {"control": control})
     for name, other in others.items():
         _check_same_clips(student, other, name)
-    result: dict[str, Any] = {**_ratios(student, teacher), "student": _who(student), "teacher": _who(teacher)}
+    result: dict[str, Any] = {
+        **_ratios(student, teacher, agents),
+        "student": _who(student),
+        "teacher": _who(teacher),
+    }
     if control is not None:
         ours, theirs = (report["rows"]["psnr"].get(AFTER, {}).get("value") for report in (student, control))
-        result["control"] = {**_ratios(control, teacher), "control": _who(control)}
+        result["control"] = {**_ratios(control, teacher, agents), "control": _who(control)}
         result["psnr_15_over_control"] = None if None in (ours, theirs) else round(ours - theirs, 4)
     return result
 
@@ -61,14 +72,32 @@ def _check_same_clips(student: Report, other: Report, name: str) -> None:
         )
 
 
-def _ratios(student: Report, teacher: Report) -> dict[str, Any]:
+def _check_agents(agents: Agents, reports: Sequence[Report]) -> None:
+    strange = set(agents) - {report["weights"] for report in reports}
+    if strange:
+        raise ConfigMismatch(
+            f"--agents names a report of the weights {strange.pop()[:12]}, which none of the worlds has "
+            f"({', '.join(report['weights'][:12] for report in reports)}). Make one with: lwm agent report WORLD"
+        )
+    ways = [{name: found[name] for name in ("real", "config", "settings")} for found in agents.values()]
+    if any(way != ways[0] for way in ways):
+        raise ConfigMismatch("the reports of --agents are of policies that learned, or were measured, in other ways.")
+
+
+def _learned(report: Report, agents: Agents) -> float | None:
+    """What policies that learned in this world earn in the real game over random actions."""
+    found = agents.get(report["weights"])
+    return found and found["return_real"]["dream"]["value"] - found["return_real"]["random"]["value"]
+
+
+def _ratios(student: Report, teacher: Report, agents: Agents) -> dict[str, Any]:
     pairs = {
         "psnr_gain": (_mean_row(student, teacher, "psnr_over_copy"), _mean_row(teacher, student, "psnr_over_copy")),
         "reward_f1": tuple(report["rewards"]["f1"]["value"] for report in (student, teacher)),
         "termination_f1": tuple(report["terminations"]["f1"]["value"] for report in (student, teacher)),
         "idm": (_mean_row(student, teacher, "idm"), _mean_row(teacher, student, "idm")),
         "fd_idm": (_mean_distance(teacher, student), _mean_distance(student, teacher)),  # less is better
-        "agent_return": (None, None),  # of `lwm agent report`; no report of a world has it
+        "agent_return": (_learned(student, agents), _learned(teacher, agents)),
     }
     if student["protocol"].get("idm") != teacher["protocol"].get("idm"):  # read by different nets
         pairs |= {"idm": (None, None), "fd_idm": (None, None)}
@@ -126,7 +155,7 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 def with_teacher(evaluate: Callable[..., None]) -> Callable[..., None]:
-    """Adds `--teacher` and `--control` to `lwm evaluate`: all worlds are measured on the same clips, one by one.
+    """Adds `--teacher`, `--control` and `--agents` to `lwm evaluate`: all worlds are measured on the same clips.
 
     The others' reports go to the folders `teacher` and `control` of the output, the comparison to `teacher.json` there.
     """
@@ -135,23 +164,49 @@ def with_teacher(evaluate: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--control", "control_world", help="With --teacher: WORLD trained without it (lwm distill --control)."
     )
+    @click.option(
+        "--agents",
+        "agent_reports",
+        type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        multiple=True,
+        help="With --teacher: report.json of `lwm agent report` of these worlds, for the ratio of what agents earn.",
+    )
     @functools.wraps(evaluate)
-    def run(world: str, teacher: str | None, control_world: str | None, **options: Any) -> None:
+    def run(
+        world: str, teacher: str | None, control_world: str | None, agent_reports: tuple[Path, ...], **options: Any
+    ) -> None:
         if teacher is None:
-            if control_world is not None:
-                raise click.UsageError("--control goes with --teacher.")
+            if control_world is not None or agent_reports:
+                raise click.UsageError("--control and --agents go with --teacher.")
             evaluate(world=world, **options)
             return
         if options["calibrate"]:
             raise click.UsageError("--calibrate measures one world; leave out --teacher.")
         named = {"student": world, "teacher": teacher} | ({"control": control_world} if control_world else {})
-        result = _measure_all(evaluate, named, options)
+        result = _measure_all(evaluate, named, options, _read_agents(agent_reports))
         click.echo(json.dumps(result, allow_nan=False) if options["as_json"] else as_text(result))
 
     return run
 
 
-def _measure_all(evaluate: Callable[..., None], named: dict[str, str], options: dict[str, Any]) -> dict[str, Any]:
+def _read_agents(paths: Sequence[Path]) -> dict[str, Report]:
+    """Reports by the weights of their worlds."""
+    found = {}
+    for path in paths:
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            kinds = report["return_real"]
+            if not all(isinstance(kinds[kind]["value"], float) for kind in ("random", "dream")):
+                raise ValueError("returns are no numbers")
+            found[report["weights"]] = {name: report[name] for name in ("real", "config", "settings", "return_real")}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CorruptFile(f"{path} is no report of agents ({error!r}). Make one with: lwm agent report") from error
+    return found
+
+
+def _measure_all(
+    evaluate: Callable[..., None], named: dict[str, str], options: dict[str, Any], agents: Agents
+) -> dict[str, Any]:
     from lwm_env import worlds
     from lwm_env.worlds.storage import replace_file
     from lwm_training.disk import storage_errors
@@ -166,7 +221,7 @@ def _measure_all(evaluate: Callable[..., None], named: dict[str, str], options: 
             evaluate(world=str(folder), out=place, **options)
         click.echo(f"{who}: {named[who]}\n{told.getvalue()}", err=True)
         reports[who] = json.loads((place / "report.json").read_text(encoding="utf-8"))
-    result = compare(reports["student"], reports["teacher"], reports.get("control"))
+    result = compare(reports["student"], reports["teacher"], reports.get("control"), agents)
     result["parameters"] = {who: _parameters(folder) for who, folder in found.items()}
     with storage_errors(f"Writing {out / 'teacher.json'}"):
         replace_file(out / "teacher.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())

@@ -147,18 +147,22 @@ def evaluate(
 @click.option("--access-token", envvar="LWM_ACCESS_TOKEN", help="Of the server. [env: LWM_ACCESS_TOKEN]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
-def join(url: str, room: str, seat: str, checkpoint: Path, as_json: bool, **options: Any) -> None:
+def join(
+    url: str, room: str, seat: str, checkpoint: Path, access_token: str | None, as_json: bool, **options: Any
+) -> None:
     """Let the agent in the folder CHECKPOINT play the SEAT (a player's name) of a ROOM of the server at URL.
 
     ROOM is the end of the room's link. The agent sees what people see, as JPEG, and acts in real time.
     """
     from lwm_agents.remote import play_seat
+    from lwm_env.web.client import RemoteEnv
 
-    for played in play_seat(url, room, seat, checkpoint, **options):
-        if as_json:
-            click.echo(json.dumps({"episode": played.episode, "return": played.total, "length": played.length}))
-        else:
-            click.echo(f"episode {played.episode}: return {played.total:g} in {played.length} frames")
+    with contextlib.closing(RemoteEnv(url, room, seat, access_token=access_token)) as remote:
+        for played in play_seat(remote, checkpoint, **options):
+            if as_json:
+                click.echo(json.dumps({"episode": played.episode, "return": played.total, "length": played.length}))
+            else:
+                click.echo(f"episode {played.episode}: return {played.total:g} in {played.length} frames")
 
 
 def _default_folder(world: str) -> Path:

@@ -1,6 +1,5 @@
 """`lwm agent join`: a trained policy in a seat of a room on another machine."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,32 +22,24 @@ class PlayedEpisode(NamedTuple):
 
 
 def play_seat(
-    url: str,
-    room: str,
-    seat: str,
-    checkpoint: Path,
-    episodes: int = 0,
-    deterministic: bool = False,
-    access_token: str | None = None,
-    device: str = "cpu",
+    remote: RemoteEnv, checkpoint: Path, episodes: int = 0, deterministic: bool = False, device: str = "cpu"
 ) -> Iterator[PlayedEpisode]:
-    """Play, and tell of each episode at its end.
+    """Play the seat that is taken, and tell of each episode at its end.
 
     Args:
         checkpoint: a folder that `lwm agent train` or `lwm_agents.agent.save_agent` wrote.
         episodes: how many; 0 plays until the caller stops.
 
     Raises:
-        ServerError: no such room, the seat is not free, or the connection was lost.
+        ServerError: the connection was lost.
         UnknownWorld, CorruptFile, ConfigMismatch: the agent cannot be read, or has other spaces than the seat.
     """
-    with contextlib.closing(RemoteEnv(url, room, seat, access_token=access_token)) as remote:
-        env = SeatEnv(remote, seat)
-        model = open_agent(checkpoint, DummyVecEnv([lambda: env]), device)
-        episode = 0
-        while not episodes or episode < episodes:
-            episode += 1
-            yield _play_episode(env, model, episode, deterministic)
+    env = SeatEnv(remote, remote.possible_agents[0])
+    model = open_agent(checkpoint, DummyVecEnv([lambda: env]), device)
+    episode = 0
+    while not episodes or episode < episodes:
+        episode += 1
+        yield _play_episode(env, model, episode, deterministic)
 
 
 def _play_episode(env: SeatEnv, model: PPO, episode: int, deterministic: bool) -> PlayedEpisode:

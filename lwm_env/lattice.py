@@ -73,10 +73,9 @@ class Lattice:
     def views(self, canvas: Canvas, next_: Anticipation, sides: Tensor | None) -> Views:
         """What a canvas shows after a step: every tile is where it belongs. Of four views one is right wherever a wall
         ends, as each has other edges that are drawn beyond their lines; `sides` as for `Canvas.fill_sides`."""
-        still = torch.zeros_like(next_.offset)
-        told = {"offset": self.scaled(next_.offset), "lines": self.lines(next_.offset, next_.travel)}
+        still, offset = torch.zeros_like(next_.offset), self.scaled(next_.offset)
         if not self.over:
-            return canvas.views(next_.canvas, still)._replace(**told)
+            return canvas.views(next_.canvas, still)._replace(offset=offset)
         width, margin, both = self.frame_size[1], self.margin, (-self.over, self.over)
         rows, columns = (
             [self._sources(next_.offset[:, axis] + over, next_.travel[:, axis], size) for over in both]
@@ -87,7 +86,8 @@ class Lattice:
             nominal = self._sources(next_.offset[:, 1], next_.travel[:, 1], width)
             seen = [fill(view, sides, (nominal < 0) | (nominal >= width)) for view in seen]
         colours, known = zip(*(to_numbers(view) for view in seen), strict=True)
-        return Views(colours, torch.cat(known, 1), still.repeat(1, 2), **told)
+        lines = self.lines(next_.offset, next_.travel)
+        return Views(colours, torch.cat(known, 1), still.repeat(1, 2), offset, lines)
 
     def lines(self, phase: Tensor, motion: Tensor) -> Tensor:
         """Where in its tile each pixel of a view lies after a motion (B, 2) to a phase (B, 2), and where it lay in the

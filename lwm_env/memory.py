@@ -54,19 +54,17 @@ def move_lines(canvas: Tensor, down: Tensor, right: Tensor) -> Tensor:
         inside = (place > 0) & (place < size - 1)
         return torch.where(inside, (place - moved.long()).clamp(0, size - 1), place)
 
-    batch, planes, height, width = canvas.shape
-    rows, columns = indices(height, down), indices(width, right)
-    first = torch.arange(batch * planes, device=canvas.device).view(batch, planes, 1) * height
-    lines = (first + rows[:, None]).flatten()  # whole rows at once: half of the time of a gather
-    canvas = canvas.reshape(-1, width).index_select(0, lines).view(batch, planes, height, width)
-    return canvas.gather(3, columns[:, None, None, :].expand(batch, planes, height, width))
+    height, width = canvas.shape[-2:]
+    return take_lines(canvas, indices(height, down), indices(width, right))
 
 
 def take_lines(canvas: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Of a canvas (B, 4, H, W) these rows (B, h) and columns (B, w), or the nearest ones there are: (B, 4, h, w)."""
     batch, planes, height, width = canvas.shape
     first = torch.arange(batch * planes, device=canvas.device).view(batch, planes, 1) * height
-    lines = (first + rows.long().clamp(0, height - 1)[:, None]).flatten()
+    lines = (
+        first + rows.long().clamp(0, height - 1)[:, None]
+    ).flatten()  # whole rows at once: half the time of a gather
     taken = canvas.reshape(-1, width).index_select(0, lines).view(batch, planes, rows.shape[1], width)
     index = columns.long().clamp(0, width - 1)[:, None, None, :]
     return taken.gather(3, index.expand(batch, planes, rows.shape[1], columns.shape[1]))

@@ -54,9 +54,11 @@ class ModelConfig:
                 f"ahead.width {ahead.width} must be below the margin, {self.margin}, and ahead.reach {ahead.reach} "
                 f"at most the smaller side of a frame, {min(self.frame_size)}."
             )
-        if self.motion.lines not in (0, LINES) or (self.motion.lines and not self.camera.lattice):
+        told = LINES if self.camera.lattice and self.camera.edges else 0
+        if self.motion.lines not in (0, told):
             raise ConfigMismatch(
-                f"motion.lines is {self.motion.lines}; it is {LINES} or 0, and 0 where camera.lattice is."
+                f"motion.lines is {self.motion.lines}, but there are {told} planes: {LINES} where camera.lattice and "
+                f"camera.edges are set, otherwise none."
             )
         if ahead.width and self.motion.flow == FREE:
             raise ConfigMismatch(

@@ -146,45 +146,40 @@ class Lattice:
         return Sighting(seen.motion, seen.sure, torch.stack(costs, 1).flatten(1))
 
     def motion(self, phase: Tensor, estimate: Tensor | None, seen: Sighting) -> Tensor:
-        """The motion (B, 2) from a phase (B, 2) that fits best what was seen, an estimate (B, 2) unless others fit much
-        better; where costs are unknown, the one seen."""
+        """The motion (B, 2) from a phase (B, 2) that fits best what was seen, of those that fit about as well the one
+        nearest to an estimate (B, 2), if there is one; where costs are unknown, the one seen."""
         if seen.cost is None:
             return seen.motion
-        costs, steps = self._costs(seen, None if estimate is None else estimate.detach() / self.bin)
-        estimate = seen.motion.round() if estimate is None else estimate.detach()
-        beside = steps - (estimate / self.bin).round().long()[..., None]
-        after = (((phase.detach() + estimate) / self.bin).round().long()[..., None] + beside) % BINS
+        bins = (phase.detach() / self.bin).round().long()
+        costs, steps = self._costs(seen, estimate)
+        after = (bins[..., None] + steps) % BINS
         best = costs.gather(2, after[:, :, None])[:, :, 0].argmin(2, keepdim=True)
-        return estimate + beside.gather(2, best)[..., 0] * self.bin
+        return steps.gather(2, best)[..., 0] * self.bin
 
     def settle(self, doubt: Tensor | None, estimate: Tensor | None, seen: Sighting) -> tuple[Tensor, Tensor]:
-        """The likeliest phase (B, 2) before what was seen, and the doubt (B, 2, BINS + 1) of each phase after it: how
-        badly it fits all that was seen, as `doubt` tells of the phases before, and motions like the estimates (B, 2),
-        if there are any; and how far, in bins, the phases lie beyond the bins: what estimates have beyond whole bins
-        would else add up."""
+        """The likeliest phase (B, 2) before what was seen, and the doubt (B, 2, BINS) of each phase after it: how badly
+        it fits all that was seen, as `doubt` tells of the phases before, and motions near the estimates (B, 2), if
+        there are any."""
+        costs, steps = self._costs(seen, estimate)
         if doubt is None:
-            doubt = seen.motion.new_zeros(len(seen.motion), 2, BINS + 1)
-        doubt, beyond = doubt[..., :BINS], doubt[..., BINS]
-        gone = (seen.motion.round() if estimate is None else estimate.detach()) / self.bin + beyond
-        costs, steps = self._costs(seen, None if estimate is None else gone)
+            doubt = torch.zeros_like(costs[..., 0])
         after = torch.arange(BINS, device=costs.device)
         before = (after[:, None] - steps[:, :, None]) % BINS  # (B, 2, BINS, M)
         trace = doubt[:, :, None].expand(-1, -1, BINS, -1).gather(3, before) + costs
         doubts, best = trace.min(3)
         likeliest = doubts.argmin(2, keepdim=True)
         step = steps.gather(2, best.gather(2, likeliest))
-        phase = self.wrap(((likeliest - step)[..., 0] + beyond) * self.bin)
-        doubts = (doubts - doubts.amin(2, keepdim=True)) * seen.sure[:, None, None]
-        return phase, torch.cat([doubts, (gone - gone.round())[..., None]], 2)
+        phase = self.wrap((likeliest - step)[..., 0] * self.bin)
+        return phase, (doubts - doubts.amin(2, keepdim=True)) * seen.sure[:, None, None]
 
     def _costs(self, seen: Sighting, estimate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What was seen against every phase after and motion (B, 2, BINS, M), and against motions that are not the
-        estimated one (B, 2), in bins; and these motions, in bins (B, 2, M)."""
+        """What was seen against every phase after and motion (B, 2, BINS, M), and how far the motion is from an
+        estimate (B, 2), if there is one; and these motions, in bins (B, 2, M)."""
         costs = seen.cost.unflatten(1, (2, BINS, -1))
         steps = self._first(seen.motion.round())[..., None] + torch.arange(costs.shape[3], device=costs.device)
         if estimate is None:
             return costs, steps
-        far = ((steps - estimate.round()[..., None]) * (self.bin / self.alike)).square()
+        far = (steps * self.bin - estimate.detach()[..., None]).square() / self.alike**2
         return costs + self.stay * far.clamp(max=1)[:, :, None], steps
 
     def _first(self, whole: Tensor) -> Tensor:

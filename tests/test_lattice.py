@@ -102,7 +102,7 @@ def test_real_frames_tell_phase_and_motion():
     assert (
         lattice.motion(now, torch.tensor([WALK[-1]]) - 0.1, last) - torch.tensor([WALK[-1]])
     ).abs().max() < 3 * lattice.bin
-    assert seen.cost.shape == (1, 2 * BINS * (2 * lattice.reach + 1)) and doubt.shape == (1, 2, BINS + 1)
+    assert seen.cost.shape == (1, 2 * BINS * (2 * lattice.reach + 1)) and doubt.shape == (1, 2, BINS)
 
 
 def test_a_hard_edge_costs_what_it_differs_by_unless_its_brighter_side_ends_on_a_line():

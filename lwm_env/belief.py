@@ -34,7 +34,8 @@ class Anticipation(NamedTuple):
     motion: Tensor  # (B, 2 + 2) the same, and how what was seen corrected it
     travel: Tensor  # (B, 2) the motion with its correction, without gradients
     carry: Tensor  # (B, carry_dim)
-    canvas: Tensor  # moved, and the fraction of a pixel left over
+    before: Tensor  # the canvas with the last picture painted on it
+    canvas: Tensor  # the same moved, and the fraction of a pixel left over
     offset: Tensor
 
 

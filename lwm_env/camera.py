@@ -2,7 +2,8 @@
 
 It is small and reads one frame, so that training shows it millions: falling, landing and running into walls are learned
 from many falls. It looks at the middle half of the frame, where a followed player is, and at the whole at half the
-resolution; where tiles are drawn at whole pixels, it is told where in its tile each pixel of the middle lies.
+resolution; where tiles are drawn at whole pixels, it is told where in its tile each pixel of the middle lies, and sees
+the tiles nearby cut out (`Nearby`).
 
 Shapes: B worlds, frames (B, 3, H, W) in [-1, 1], motions (B, 2) in pixels, down and right, of the picture's content.
 """
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwm_env.layers import sine_and_cosine
+from lwm_env.nearby import Nearby
 
 GLANCE = 32  # pixels on a side, of which two are looked at; larger frames are averaged to about that
 
@@ -29,11 +31,15 @@ class CameraConfig:
     carry_dim: int = 128  # numbers kept from step to step: speeds, fractions of a pixel
     max_motion: float = 12.0  # pixels a step; 0: a camera that stands still, which needs no network
     lattice: float = 0.0  # pixels from tile to tile where tiles are drawn at whole pixels each, see `Lattice`; 0: none
+    edges: float = 0.0  # how much it counts that tiles' edges lie on the lattice's lines, see `Lattice`
+    tile_dim: int = 0  # features of each tile that is cut out where there is a lattice; 0: none is
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0 or (value == 0 and name not in ("max_motion", "lattice")):
+            if value < 0 or (value == 0 and name not in ("max_motion", "lattice", "edges", "tile_dim")):
                 raise ValueError(f"CameraConfig.{name} must be positive, got {value}")
+        if self.tile_dim and not self.lattice:
+            raise ValueError(f"CameraConfig.tile_dim is {self.tile_dim}, but there are no tiles: lattice is 0")
 
 
 class Camera(nn.Module):
@@ -55,6 +61,9 @@ class Camera(nn.Module):
                 places = torch.arange(side // 2 // pool) * pool + pool / 2 + side // 4
                 angles = places * (2 * math.pi / config.lattice)
                 self.register_buffer(name, torch.stack([angles.sin(), angles.cos()]), persistent=False)
+        self.nearby = None
+        if config.tile_dim:
+            self.nearby = Nearby(config.tile_dim, config.lattice, frame_size, hidden)
         self.look = nn.Linear((config.middle_dim + config.whole_dim) * cells[0] * cells[1], hidden)
         self.condition = nn.Linear(action_dim + 6, hidden)
         self.norm = nn.LayerNorm(hidden)
@@ -86,7 +95,10 @@ class Camera(nn.Module):
             looks = looks + self.tiles(self.in_tiles(sine, cosine))
         seen = torch.cat([self.middle[1:](looks).flatten(1), self.whole(whole).flatten(1)], 1)
         known = torch.cat([action, before / 4, *place], 1)
-        hidden = self.think(self.norm(self.look(seen) + self.condition(known)))
+        looked = self.look(seen) + self.condition(known)
+        if self.nearby is not None:
+            looked = looked + self.nearby(picture, offset)
+        hidden = self.think(self.norm(looked))
         carry = self.remember(torch.cat([hidden, known], 1), carry)
         change, keep = self.decide(torch.cat([hidden, carry], 1)).chunk(2, 1)
         limit = self.config.max_motion

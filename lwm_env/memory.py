@@ -54,25 +54,42 @@ def move_lines(canvas: Tensor, down: Tensor, right: Tensor) -> Tensor:
         inside = (place > 0) & (place < size - 1)
         return torch.where(inside, (place - moved.long()).clamp(0, size - 1), place)
 
+    height, width = canvas.shape[-2:]
+    return take_lines(canvas, indices(height, down), indices(width, right))
+
+
+def take_lines(canvas: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Of a canvas (B, 4, H, W) these rows (B, h) and columns (B, w), or the nearest ones there are: (B, 4, h, w)."""
     batch, planes, height, width = canvas.shape
-    rows, columns = indices(height, down), indices(width, right)
     first = torch.arange(batch * planes, device=canvas.device).view(batch, planes, 1) * height
-    lines = (first + rows[:, None]).flatten()  # whole rows at once: half of the time of a gather
-    canvas = canvas.reshape(-1, width).index_select(0, lines).view(batch, planes, height, width)
-    return canvas.gather(3, columns[:, None, None, :].expand(batch, planes, height, width))
+    lines = (
+        first + rows.long().clamp(0, height - 1)[:, None]
+    ).flatten()  # whole rows at once: half the time of a gather
+    taken = canvas.reshape(-1, width).index_select(0, lines).view(batch, planes, rows.shape[1], width)
+    index = columns.long().clamp(0, width - 1)[:, None, None, :]
+    return taken.gather(3, index.expand(batch, planes, rows.shape[1], columns.shape[1]))
+
+
+def fill(view: Tensor, picture: Tensor, came: Tensor) -> Tensor:
+    """A view (B, 4, H, W) with a picture (B, 3 + 1, H, W) where columns `came` (B, W) into it and nothing was seen yet,
+    as far as the picture's last plane lets it through."""
+    unseen = 1 - to_numbers(view)[1]
+    return paint(view, picture[:, :3], picture[:, 3:] * unseen * came[:, None, None])
 
 
 class Views(NamedTuple):
     """What the canvas shows at the four whole motions around a fractional one, the nearest first.
 
     colours: four times (B, 3, H, W); known (B, 4, H, W); distance (B, 4): squared, in pixels, of each from the
-    fractional motion; and offset (B, 2): the fractional motion minus the nearest whole one.
+    fractional motion; offset (B, 2): the fractional motion minus the nearest whole one; and lines (B, P, H, W): where
+    in its tile each pixel lies, see `Lattice.lines`, or no planes.
     """
 
     colours: tuple[Tensor, ...]
     known: Tensor
     distance: Tensor
     offset: Tensor
+    lines: Tensor
 
 
 class Canvas:
@@ -109,7 +126,7 @@ class Canvas:
         near, far = offset.square(), (1 - offset.abs()).square()
         (near_down, near_right), (far_down, far_right) = near.unbind(1), far.unbind(1)
         distance = [near_down + near_right, far_down + near_right, near_down + far_right, far_down + far_right]
-        return Views(colours, torch.cat(known, 1), torch.stack(distance, 1), offset)
+        return Views(colours, torch.cat(known, 1), torch.stack(distance, 1), offset, known[0][:, :0])
 
     def write(self, canvas: Tensor, picture: Tensor, gate: Tensor) -> Tensor:
         """The canvas with the picture (B, 3, H, W) now in view painted over its middle as far as the gate (B, 1, H, W)

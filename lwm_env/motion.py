@@ -37,6 +37,7 @@ class MotionConfig:
     bottleneck_blocks: int = 3
     attention_blocks: int = 0  # spatial attention between the bottleneck's convolutions
     refine_blocks: int = 2  # between the views of the canvas and the masks
+    lines: int = 0  # planes of where in its tile each pixel lies, see `Lattice.lines`; 0: it is not told
     memory_dim: int = 0  # numbers kept from step to step: what no picture shows, such as whose serve it is
     decision: float = 1.0  # how many times surer of its source a pixel is than the masks say; mixed copies blur
     flow: int = 0  # for views that turn: 1 in depth, 2 from above, see `Flow`
@@ -45,7 +46,7 @@ class MotionConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (0 if name in ("attention_blocks", "memory_dim", "flow", "movers") else 1):
+            if value < (0 if name in ("attention_blocks", "lines", "memory_dim", "flow", "movers") else 1):
                 raise ValueError(f"MotionConfig.{name} must be positive, got {value}")
         if self.flow not in (0, FREE, RIGID):
             raise ValueError(f"MotionConfig.flow is {FREE} in depth, {RIGID} from above, or 0, got {self.flow}")
@@ -123,6 +124,10 @@ class Motion(nn.Module):
         self.up = Pointwise(wide, 4 * dim)
         seen = (1 + self.num_copies) * pixels + (1 + self.num_flows + 3 * config.movers) * patch**2
         self.merge = Pointwise(2 * dim + seen, dim)
+        self.lines = None
+        if config.lines:
+            self.lines = Pointwise(config.lines * patch**2, dim, bias=False)
+            nn.init.zeros_(self.lines.weight)
         self.position = None  # of each cell; with movers a place in the picture means something
         if config.movers:
             self.position = nn.Parameter(torch.zeros(dim, *cells))
@@ -264,6 +269,8 @@ class Motion(nn.Module):
         told = [views.colours[0], views.known[:, :1], reading.copies.flatten(1, 2), reading.inside, reading.shown]
         seen = torch.cat(told, 1)
         features = self.merge(torch.cat([reading.features, F.pixel_unshuffle(seen, self.patch)], 1))
+        if self.lines is not None:
+            features = features + self.lines(F.pixel_unshuffle(views.lines, self.patch))
         if self.position is not None:
             features = features + self.position
         phase = self.phase(torch.cat([action, motion / 4, views.offset], 1))

@@ -8,6 +8,7 @@ from lwm_env.camera import CameraConfig
 from lwm_env.dynamics import DynamicsConfig
 from lwm_env.errors import ConfigMismatch
 from lwm_env.flow import FREE
+from lwm_env.lattice import LINES
 from lwm_env.motion import MotionConfig
 from lwm_env.tokenizer import TokenizerConfig
 
@@ -52,6 +53,12 @@ class ModelConfig:
             raise ConfigMismatch(
                 f"ahead.width {ahead.width} must be below the margin, {self.margin}, and ahead.reach {ahead.reach} "
                 f"at most the smaller side of a frame, {min(self.frame_size)}."
+            )
+        told = LINES if self.camera.lattice and self.camera.edges else 0
+        if self.motion.lines not in (0, told):
+            raise ConfigMismatch(
+                f"motion.lines is {self.motion.lines}, but there are {told} planes: {LINES} where camera.lattice and "
+                f"camera.edges are set, otherwise none."
             )
         if ahead.width and self.motion.flow == FREE:
             raise ConfigMismatch(

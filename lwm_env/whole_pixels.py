@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lwm_env.belief import Anticipation
 from lwm_env.memory import Canvas, Views
 from lwm_env.registration import Sighting, sight
 
@@ -43,9 +44,9 @@ class WholePixels:
         travel = (pixels + after - before).detach()
         return Scroll(travel, after.detach(), pixels, pixels[:, :1], pixels[:, 1:])
 
-    def views(self, canvas: Canvas, content: Tensor, offset: Tensor) -> Views:
-        """What the moved content of a canvas shows."""
-        return canvas.views(content, offset)
+    def views(self, canvas: Canvas, next_: Anticipation, sides: Tensor | None) -> Views:
+        """What the moved canvas shows."""
+        return canvas.views(next_.canvas, next_.offset)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
         """How the camera went between two real pictures."""

@@ -63,7 +63,7 @@ class WorldModel(nn.Module):
         self.camera = Camera(config.camera, config.frame_size, self.action_dim)
         self.lattice: Lattice | None = None
         if config.camera.lattice:
-            self.lattice = Lattice(config.camera.lattice, config.frame_size, config.margin)
+            self.lattice = Lattice(config.camera.lattice, config.frame_size, config.margin, config.camera.edges)
         self.scrolling = self.lattice or WholePixels(still=not config.camera.max_motion)
         num_events = players * len(spec.reward_values) + 1
         self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim, num_events)
@@ -145,13 +145,13 @@ class WorldModel(nn.Module):
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
         if above is None and ahead is not None:
             canvas = ahead(canvas, scroll.towards)
-        canvas = move_lines(canvas, scroll.down, scroll.right)
+        before, canvas = canvas, move_lines(canvas, scroll.down, scroll.right)
         if hints.sides is not None:
             canvas = self.canvas.fill_sides(canvas, hints.sides, scroll.right)
         if above is not None:
             canvas = self.ahead.lay(canvas, reading.above)
         estimate = reading.turn if self.flows else estimate
-        return Anticipation(reading, estimate, motion, scroll.travel, carry, canvas, offset)
+        return Anticipation(reading, estimate, motion, scroll.travel, carry, before, canvas, offset)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
         """How the camera went between two real pictures (B, 3, H, W): by registration, unless it stands still. A field
@@ -189,7 +189,7 @@ class WorldModel(nn.Module):
         """Everything about the next step that is known before its tokens are sampled; the rest as for `anticipate`."""
         next_ = self.anticipate(belief, action, sighting, hints, ahead)
         offset = next_.offset.detach()
-        views = self.scrolling.views(self.canvas, next_.canvas, offset)
+        views = self.scrolling.views(self.canvas, next_._replace(offset=offset), hints.sides)
         composed = self.motion.compose(next_.reading, belief.frames[:, -1], views, self.embed(action), next_.travel)
         moved_latent = self.tokenizer.encode(composed.picture)
         logits, hidden = self.dynamics(composed.features, moved_latent)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lwm_env.lattice import BINS, Lattice
-from lwm_env.memory import move_lines, move_whole
+from lwm_env.belief import Anticipation
+from lwm_env.lattice import BINS, BYTES, HARD, LINES, Lattice
+from lwm_env.memory import Canvas, move_lines, move_whole
+from lwm_env.nearby import REACH, Nearby
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import as_batch, at, context_belief, sightings
 from lwm_training.camera_loss import camera_errors, camera_unroll, strayed_on
@@ -16,25 +18,38 @@ from lwm_training.clips import Clips
 from lwm_training.loss import LossWeights, guidance, total_error, unroll_errors
 
 PITCH, SIDE = 64 / 13, 64
+MORE = {"camera.edges": 0.5, "camera.tile_dim": 2, "motion.lines": LINES}
+ANYWHERE = Anticipation(*[None] * len(Anticipation._fields))
 WALK = [(0.4, -2.4), (-1.7, -2.3), (0.0, -2.6), (1.3, -1.45), (2.2, 0.6), (-0.6, 2.3), (0.3, -2.4), (-1.2, -2.2)]
 
 
-def drawn(places: np.ndarray) -> torch.Tensor:
-    """Views (T, 3, SIDE, SIDE) of a wall of tiles, each of one colour, whose first corner is at places (T, 2)."""
+def drawn(places: np.ndarray, over: float = 0.0) -> torch.Tensor:
+    """Views (T, 3, SIDE, SIDE) of a wall of tiles, each of one colour, whose first corner is at places (T, 2). Each is
+    drawn `over` pixels beyond its lines, the brighter ones over the others."""
     tiles = np.random.default_rng(0).uniform(-1, 1, (40, 40, 3))
+    views = np.zeros((len(places), SIDE, SIDE, 3), np.float32)
+    for view, place in zip(views, places, strict=True):
+        begins, ends = (
+            np.floor(PITCH * np.arange(40)[:, None] + place + shift + 0.5).astype(int)
+            for shift in (-over, PITCH + over)
+        )
+        begins, ends = begins.clip(0, SIDE), ends.clip(0, SIDE)
+        for index in tiles.sum(2).argsort(axis=None):
+            row, column = divmod(index, 40)
+            view[begins[row, 0] : ends[row, 0], begins[column, 1] : ends[column, 1]] = tiles[row, column]
+    return torch.from_numpy(views).permute(0, 3, 1, 2)
 
-    def tile(place: float) -> np.ndarray:
-        corners = np.floor(PITCH * np.arange(41) + place + 0.5)
-        return np.searchsorted(corners, np.arange(SIDE), "right") - 1
 
-    views = [tiles[tile(down)][:, tile(right)] for down, right in places]
-    return torch.tensor(np.stack(views), dtype=torch.float32).permute(0, 3, 1, 2)
-
-
-def walked(start: tuple[float, float] = (-80.7, -70.15)) -> tuple[torch.Tensor, torch.Tensor]:
+def walked(start: tuple[float, float] = (-80.7, -70.15), over: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Views along a walk, (T + 1, 3, SIDE, SIDE), and their places."""
     places = np.cumsum([start, *WALK], 0)
-    return drawn(places), torch.tensor(places, dtype=torch.float32)
+    return drawn(places, over), torch.tensor(places, dtype=torch.float32)
+
+
+def apart(phases: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """How many pixels phases are from those of places."""
+    tiles = (phases - places) / PITCH
+    return (tiles - tiles.round()).abs() * PITCH
 
 
 def test_each_line_moves_by_the_pixels_of_its_tile():
@@ -73,8 +88,8 @@ def test_a_moved_canvas_is_the_next_picture_where_it_was_seen():
 
 
 def test_real_frames_tell_phase_and_motion():
-    lattice = Lattice(PITCH, (SIDE, SIDE), margin=8)
-    pictures, places = walked()
+    lattice = Lattice(PITCH, (SIDE, SIDE), margin=8, edges=0.5)
+    pictures, places = walked(over=lattice.over)
     doubt = None
     for t in range(len(WALK) - 1):
         seen = lattice.sight(pictures[t : t + 1], pictures[t + 1 : t + 2])
@@ -82,14 +97,51 @@ def test_real_frames_tell_phase_and_motion():
         phase, doubt = lattice.settle(doubt, estimate, seen)
     now = lattice.wrap(phase + lattice.motion(phase, estimate, seen))
 
-    # A pixel more or less, which moves the lines between tiles but not the tiles, may be as good.
-    apart = now - lattice.wrap(places[-2:-1])
-    assert (apart - apart.round()).abs().max() < 2 * lattice.bin
+    assert apart(now, places[-2:-1]).max() < 2 * lattice.bin
     last = lattice.sight(pictures[-2:-1], pictures[-1:])
     assert (
         lattice.motion(now, torch.tensor([WALK[-1]]) - 0.1, last) - torch.tensor([WALK[-1]])
     ).abs().max() < 3 * lattice.bin
     assert seen.cost.shape == (1, 2 * BINS * (2 * lattice.reach + 1)) and doubt.shape == (1, 2, BINS)
+
+
+def test_a_hard_edge_costs_what_it_differs_by_unless_its_brighter_side_ends_on_a_line():
+    lattice, picture = Lattice(8.0, (32, 32), margin=8, edges=0.5), torch.full((1, 3, 32, 32), -1.0)
+    picture[:, :, 9:, 20:] = 1.0  # of columns 20 to 26, those that count, above row 9; and of rows 9 to 26 left of 20
+
+    beyond = 3 * (round(2 * BYTES) - round(HARD * BYTES)) ** 2 / BYTES**2
+    for sign in (1, -1):  # below row 9 it is brighter, or darker
+        cost = lattice.off_line(sign * picture, 0)[0]
+        lines = torch.arange(BINS) * 8 / BINS - sign * lattice.over
+        on = (lines + 0.5).floor() == 1  # the line of phase 1 is drawn at rows 1, 9, 17, ...
+        assert 6 <= on.sum() < 10 and cost[on].tolist() == [0] * int(on.sum())
+        assert torch.allclose(cost[~on], torch.tensor(0.5 * 7 * beyond))
+    assert (lattice.off_line(picture.clamp(max=-0.8), 0) == 0).all()  # that is texture
+
+
+def test_one_picture_tells_the_phase_to_a_pixel():
+    lattice = Lattice(PITCH, (SIDE, SIDE), margin=8, edges=0.5)
+    pictures, places = walked(over=lattice.over)
+
+    for axis in (0, 1):
+        phases = lattice.off_line(pictures, axis).argmin(1) * lattice.bin
+        assert apart(phases, places[:, axis]).max() < 0.5
+
+
+def test_wherever_a_tile_ends_one_of_the_views_is_the_next_picture():
+    lattice = Lattice(PITCH, (SIDE, SIDE), margin=8, edges=0.5)
+    pictures, places = walked(over=lattice.over)
+    canvas = torch.nn.functional.pad(torch.cat([pictures, torch.ones_like(pictures[:, :1])], 1), (8,) * 4)
+    wrong, nominal = [], []
+    for t, motion in enumerate(torch.tensor(WALK)[:, None]):
+        moved = move_lines(canvas[t : t + 1], *lattice.shifts(lattice.wrap(places[t : t + 1]), motion))
+        next_ = ANYWHERE._replace(before=canvas[t : t + 1], travel=motion, offset=lattice.wrap(places[t + 1 : t + 2]))
+        views = lattice.views(Canvas((SIDE, SIDE), 8), next_, None)
+        seen = (views.known > 0).all(1)
+        apart = torch.stack([(view - pictures[t + 1]).abs().amax(1) > 1e-6 for view in views.colours]).all(0)
+        wrong.append((apart & seen).float().mean())
+        nominal.append((((moved[:, :3, 8:-8, 8:-8] - pictures[t + 1]).abs().amax(1) > 1e-6) & seen).float().mean())
+    assert min(nominal) > 0.03 and max(wrong) == 0
 
 
 def test_a_phase_stays_within_the_pitch_and_carries_gradients():
@@ -103,6 +155,24 @@ def test_a_phase_stays_within_the_pitch_and_carries_gradients():
     assert lattice.scaled(torch.tensor([0.0, 2.0, 3.0])).tolist() == [-1, 0, 0.5]
 
 
+def test_tiles_near_the_middle_are_cut_out_wherever_the_lattice_lies():
+    nearby, places = Nearby(4, PITCH, (SIDE, SIDE), 3), np.array([(-80.7, -70.15), (-83.2, -68.9), (-81.6, -71.3)])
+
+    cut = nearby.cut(drawn(places), torch.tensor(places % PITCH, dtype=torch.float32))
+
+    around = np.arange(-REACH, REACH + 1)
+    for view, place in zip(cut, places, strict=True):
+        rows, columns = (int((SIDE / 2 - at) // PITCH) + around for at in place)  # of the wall
+        tiles = np.random.default_rng(0).uniform(-1, 1, (40, 40, 3))[rows][:, columns].reshape(-1, 3, 1)
+        assert np.allclose(view.view(-1, 3, 25).numpy(), np.broadcast_to(tiles, (49, 3, 25)), atol=1e-6)
+
+
+def test_where_in_its_tile_the_middle_lies():
+    nearby = Nearby(4, 10.0, (64, 44), 3)  # the middle is at 32, 22
+
+    assert torch.allclose(nearby.within(torch.tensor([[1.0, 0.0], [2.0, 9.0]])), torch.tensor([[0.1, 0.2], [0.0, 0.3]]))
+
+
 # -- in a world --------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +180,9 @@ def test_a_phase_stays_within_the_pitch_and_carries_gradients():
 def model(tiny_config, tiny_spec) -> WorldModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = tiny_config.override({"frame_size": (SIDE, SIDE), "margin": 12, "camera.lattice": PITCH})
+        config = tiny_config.override(
+            {"frame_size": (SIDE, SIDE), "margin": 12, "camera.lattice": PITCH, "camera.tile_dim": 2}
+        )
         return WorldModel(config, tiny_spec.model_copy(update={"frame_size": (SIDE, SIDE)}))
 
 

@@ -14,6 +14,7 @@ import lwm_env
 from lwm_env import cli, worlds
 from lwm_env.envs import LwmEnv, LwmVectorEnv
 from lwm_env.errors import ConfigMismatch, CorruptFile, InvalidInput, MissingExtra, StorageError
+from lwm_env.lattice import LINES
 from lwm_env.noise import episode_key, gumbel
 from lwm_env.world_model import Prompts, WorldModel
 
@@ -128,9 +129,15 @@ def test_a_step_with_movers_and_two_players_is_that_of_torch(duel_world, tmp_pat
 
 
 def test_a_step_with_a_lattice_is_that_of_torch(tiny, tmp_path):
-    model = WorldModel(tiny.config.override({"camera.lattice": 3.7}), tiny.spec).eval().requires_grad_(False)
-    tiles = torch.randn(model.camera.tiles.weight.shape, generator=torch.Generator().manual_seed(0))
-    model.load_state_dict({**tiny.state_dict(), "camera.tiles.weight": tiles})
+    changes = {"camera.lattice": 3.7, "camera.edges": 0.5, "camera.tile_dim": 2, "motion.lines": LINES}
+    config = tiny.config.override(changes)
+    model, generator = WorldModel(config, tiny.spec).eval().requires_grad_(False), torch.Generator().manual_seed(0)
+    random = {
+        name: torch.randn(tensor.shape, generator=generator)
+        for name, tensor in model.state_dict().items()
+        if name.startswith(("camera.tiles.", "camera.nearby.", "motion.lines."))
+    }
+    model.load_state_dict({**tiny.state_dict(), **random})
     model.prompts, model.weights_hash = tiny.prompts, "0" * 64
 
     for expected, found in steps_apart(model, OnnxWorld(model, file_of(model, tmp_path, batch=2), 2), 2, 0.7):

@@ -232,8 +232,9 @@ def _astray(model: Dreamer, dream: Dream, real: Tensor) -> tuple[Tensor, Tensor]
         seen = sight(*pair) if lattice is None else lattice.sight(*pair)
         motion = seen.motion.round()
         if lattice is not None:
-            phase, doubt = lattice.settle(doubt, motion, seen)
-            motion = lattice.motion(phase, motion, seen)
+            near = None if lattice.edges else motion
+            phase, doubt = lattice.settle(doubt, near, seen)
+            motion = lattice.motion(phase, near, seen)
         motions.append(motion)
         sure.append(seen.sure)
     places, known = torch.stack(motions, 1).cumsum(1), torch.stack(sure, 1).cumprod(1)

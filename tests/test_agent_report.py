@@ -291,7 +291,7 @@ def test_a_gain_is_measured_with_the_policies_of_a_report(args, tiny_spec, real_
     (first,) = [each for each in found["curves"] if (each["seed"], each["kind"]) == (0, "dream")]
     (trial,) = [each for each in record(args)["trials"] if (each["seed"], each["kind"]) == (0, "dream")]
     assert first["played"][0] == trial["played"]["real"]
-    last = json.loads(next(out.glob("seed-0/dream-*/then-real-300/agent/agent.json")).read_text())
+    last = json.loads(next(out.glob("seed-0/dream-*/then-real/after-300/agent/agent.json")).read_text())
     assert last["num_timesteps"] == 256 + 384
     table = (out / "gain.md").read_text()
     assert table in (out / "page.md").read_text() and "| 384 | 60.00 (60.00 to 60.00) | " in table
@@ -302,6 +302,8 @@ def test_a_gain_is_measured_with_the_policies_of_a_report(args, tiny_spec, real_
         (seed, "dream", ["0", "128", "384"]) for seed in (0, 1)
     ]
     assert cli.main([*words, "--frames", "200"]) == 1 and "rise" in capsys.readouterr().err
+    other = [*words[: words.index("--frames")], "--frames", "10", "--frames", "300"]
+    assert cli.main(other) == 1 and "no copy was kept" in capsys.readouterr().err
     assert cli.main([*words, "--refresh", "1"]) == 2
 
 

@@ -20,7 +20,7 @@ from lwm_agents.dyna import RefreshConfig, train_with_refresh
 from lwm_agents.evaluation import Played
 from lwm_agents.imagination import train_in_real
 from lwm_agents.transfer import DRAWS, SEED
-from lwm_env.errors import InvalidInput
+from lwm_env.errors import ConfigMismatch, InvalidInput
 
 ALONE = "real"  # the kind of policy that has no dream
 
@@ -62,13 +62,19 @@ class GainRun:
             facts = read_facts(agent)
             seen, steps = facts.get("real_frames", 0), facts["num_timesteps"]
         frames, played = [seen], [run.measured(folder, "real", seed, agent)]
-        for count in self.frames:
-            here = folder.with_name(ALONE) / str(count) if kind == ALONE else folder / f"then-real-{count}"
-            config = replace(run.config_of(seed), num_steps=steps + count)
-            train_in_real(run.world, run.make_real, here, config, run.device, start=agent, **run.ppo)
-            agent = here / "agent"
-            frames.append(seen + read_facts(agent)["num_timesteps"] - steps)
-            played.append(run.measured(here, "real", seed, agent))
+        here = folder.with_name("alone") if kind == ALONE else folder / "then-real"
+        places = {count: here / f"after-{count}" for count in self.frames}
+        copies = {steps + count: place / "agent" for count, place in places.items()}
+        config = replace(run.config_of(seed), num_steps=max(copies))
+        train_in_real(run.world, run.make_real, here, config, run.device, start=agent, copies=copies, **run.ppo)
+        for place in places.values():
+            if not (place / "agent").exists():
+                raise ConfigMismatch(
+                    f"the agent in {here} has learned from more frames than {place.name[6:]}, and no copy was kept of "
+                    f"it then. Ask for the same --frames as before, or name another folder with --out."
+                )
+            frames.append(seen + read_facts(place / "agent")["num_timesteps"] - steps)
+            played.append(run.measured(place, "real", seed, place / "agent"))
         return Curve(seed, kind, tuple(frames), tuple(played))
 
     def _begun(self, seed: int, kind: str) -> tuple[Path, Path | None]:

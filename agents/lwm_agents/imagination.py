@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -59,19 +60,26 @@ class Honest(VecEnvWrapper):
 
 
 class _Saver(BaseCallback):
-    """A progress bar, and a checkpoint between two updates every `save_every` steps.
+    """A progress bar, and a checkpoint between two updates every `save_every` steps; and copies of the agent that stay,
+    in folders by the number of its steps.
 
     The agent's facts get `seconds`, the wall time that its steps took.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], config: ImaginationConfig, bar: tqdm) -> None:
+    def __init__(
+        self, folder: Path, facts: dict[str, Any], config: ImaginationConfig, bar: tqdm, copies: Mapping[int, Path]
+    ) -> None:
         super().__init__()
         self.folder, self.facts, self.save_every, self.bar = folder, facts, config.save_every, bar
+        self.copies = dict(copies)
         self.saved, self.begin = 0, time.perf_counter() - facts["seconds"]
 
     def save(self) -> None:
         steps, seconds = self.model.num_timesteps, time.perf_counter() - self.begin
-        save_agent(self.folder, self.model, {**self.facts, "seconds": seconds})
+        facts = {**self.facts, "seconds": seconds}
+        for count in [count for count in self.copies if count <= steps]:
+            save_agent(self.copies.pop(count), self.model, facts)
+        save_agent(self.folder, self.model, facts)
         self.saved = steps
         rate, recent = steps / seconds, [episode["r"] for episode in self.model.ep_info_buffer]
         told = f"return {np.mean(recent):.3f} of the last {len(recent)} episodes" if recent else "no episode ended yet"
@@ -80,9 +88,11 @@ class _Saver(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.saved = self.model.num_timesteps
+        self.copies = {count: path for count, path in self.copies.items() if count > self.saved}
 
     def _on_rollout_start(self) -> None:  # all updates are done
-        if self.model.num_timesteps - self.saved >= self.save_every:
+        steps = self.model.num_timesteps
+        if steps - self.saved >= self.save_every or any(count <= steps for count in self.copies):
             self.save()
 
     def _on_step(self) -> bool:
@@ -125,6 +135,7 @@ def train_in_real(
     device: str = "auto",
     resume: bool = True,
     start: Path | None = None,
+    copies: Mapping[int, Path] = MappingProxyType({}),
     **ppo: Any,
 ) -> PPO:
     """The same in the real game, on the levels of its split "train"; horizon and surprise penalty do not apply.
@@ -132,6 +143,7 @@ def train_in_real(
     Args:
         make_real: makes the real game in mode SAME_STEP, see `lwm_agents.command_parts.REAL_ENV`.
         start: an agent to begin with, such as one that learned in the dream; its steps count.
+        copies: where the agent stays as it is after so many steps; a run that goes on from later makes none.
 
     Raises:
         See `train_in_dream`. And what `make_real` raises.
@@ -141,7 +153,8 @@ def train_in_real(
     envs = SB3VecEnv(make_real(world, autoreset_mode="SameStep", **made))
     facts = {"world": spec.id, "real": name_of(make_real), "config": asdict(config)}
     facts["start"] = None if start is None else digest_of(start)
-    return _train(_make(world, Honest(envs, spec), folder, config, device, ppo), folder, facts, config, resume, start)
+    model = _make(world, Honest(envs, spec), folder, config, device, ppo)
+    return _train(model, folder, facts, config, resume, start, copies)
 
 
 def chances(spec: WorldSpec) -> dict[str, float]:
@@ -178,6 +191,7 @@ def _train(
     config: ImaginationConfig,
     resume: bool,
     start: Path | None = None,
+    copies: Mapping[int, Path] = MappingProxyType({}),
 ) -> PPO:
     """Learn what is left of the steps; closes the envs of the model."""
     try:
@@ -192,7 +206,7 @@ def _train(
         counted = {"total": config.num_steps, "initial": model.num_timesteps, "desc": folder.name}
         with tqdm(**counted, unit="step", disable=None) as bar:
             if left > 0:
-                saver = _Saver(folder / "agent", {**facts, "seconds": seconds}, config, bar)
+                saver = _Saver(folder / "agent", {**facts, "seconds": seconds}, config, bar, copies)
                 model.learn(left, saver, tb_log_name="ppo", reset_num_timesteps=model.num_timesteps == 0)
                 saver.save()
         return model

@@ -89,18 +89,17 @@ class GainRun:
 
 @dataclass(frozen=True)
 class Gain:
-    """How many times fewer real frames a kind of policy needs than one of the real game alone, for the same return."""
+    """What a kind of policy reached after some frames of the real game, and how many that alone takes for as much."""
 
-    target: float  # the return: the highest that the mean curves of both reach
-    alone: float  # real frames until the real game alone has it
-    frames: float  # until the kind has it
-    low: float | None  # of alone / frames, 95 % of a bootstrap over seeds and episodes; None: beyond any bound
-    high: float | None
+    frames: int
+    alone: float | None  # None: more than were measured
+    low: float | None  # 95 % of a bootstrap over seeds and episodes
+    high: float | None  # None: more than were measured
 
     @property
     def times(self) -> float | None:
-        """None where the kind needs no frame at all."""
-        return self.alone / self.frames if self.frames else None
+        """How many times fewer frames the kind takes; None where it takes none, or where it is not known."""
+        return self.alone / self.frames if self.alone and self.frames else None
 
 
 def stack(curves: Sequence[Curve], kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -109,19 +108,25 @@ def stack(curves: Sequence[Curve], kind: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(chosen[0].frames, float), np.array([[each.returns for each in curve.played] for curve in chosen])
 
 
-def gains(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Gain]:
-    """For each kind but the real game alone, from what `stack` returns of each kind."""
+def gains(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, list[Gain]]:
+    """For each kind but the real game alone, after each number of frames, from what `stack` returns of each kind."""
     rng = np.random.default_rng(SEED)
-    means = {kind: (frames, returns.mean((0, 2))) for kind, (frames, returns) in curves.items()}
     draws = {kind: _bootstrap(returns, rng) for kind, (_, returns) in curves.items()}
-    found = {}
-    for kind in (kind for kind in curves if kind != ALONE):
-        target, alone, frames = _compare(means[ALONE], means[kind])
-        pairs = zip(draws[ALONE], draws[kind], strict=True)
-        drawn = [_compare((means[ALONE][0], a), (means[kind][0], b))[1:] for a, b in pairs]
-        ratios = [a / b if b else np.inf for a, b in drawn]
-        low, high = np.quantile(ratios, [0.025, 0.975], method="nearest")
-        found[kind] = Gain(target, alone, frames, *(float(x) if np.isfinite(x) else None for x in (low, high)))
+    frames_alone, returns_alone = curves[ALONE]
+    found: dict[str, list[Gain]] = {}
+    for kind, (frames, returns) in curves.items():
+        if kind == ALONE:
+            continue
+        means = returns.mean((0, 2))
+        alone = [frames_until(frames_alone, returns_alone.mean((0, 2)), mean) for mean in means]
+        drawn = [
+            [frames_until(frames_alone, line, mean) for mean in curve]
+            for line, curve in zip(draws[ALONE], draws[kind], strict=True)
+        ]
+        beyond = np.array([[np.inf if count is None else count for count in row] for row in drawn])
+        lows, highs = np.quantile(beyond, [0.025, 0.975], axis=0, method="nearest")
+        ends = ([None if np.isinf(x) else float(x) for x in part] for part in (lows, highs))
+        found[kind] = [Gain(int(count), *told) for count, *told in zip(frames, alone, *ends, strict=True)]
     return found
 
 
@@ -135,12 +140,6 @@ def frames_until(frames: np.ndarray, returns: np.ndarray, target: float) -> floa
         return float(frames[0])
     share = (target - returns[i - 1]) / (returns[i] - returns[i - 1])
     return float(frames[i - 1] + share * (frames[i] - frames[i - 1]))
-
-
-def _compare(alone: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float, float]:
-    """The highest return that both curves reach, and the frames until the one and the other do."""
-    target = float(min(alone[1].max(), other[1].max()))
-    return target, frames_until(*alone, target), frames_until(*other, target)
 
 
 def _bootstrap(returns: np.ndarray, rng: np.random.Generator) -> np.ndarray:

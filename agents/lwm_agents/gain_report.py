@@ -27,9 +27,8 @@ class Line(Strict):
 class Saved(Strict):
     """See `lwm_agents.gain.Gain`."""
 
-    target: float
-    alone: float
-    frames: float
+    frames: int
+    alone: float | None
     times: float | None
     low: float | None
     high: float | None
@@ -42,7 +41,7 @@ class GainReport(Report):
     format: int = FORMAT
     refresh: dict[str, Any] | None  # see RefreshConfig
     lines: dict[str, Line]  # by kind of policy
-    gains: dict[str, Saved]  # of each kind but the real game alone
+    gains: dict[str, list[Saved]]  # of each kind but the real game alone, after each number of frames
     curves: list[dict[str, Any]]  # see Curve: every episode
 
 
@@ -60,7 +59,7 @@ def build(made: GainRun, curves: Sequence[Curve]) -> GainReport:
             )
             for kind, (frames, returns) in stacked.items()
         },
-        gains={kind: _saved(gain) for kind, gain in gains(stacked).items()},
+        gains={kind: [_saved(gain) for gain in found] for kind, found in gains(stacked).items()},
         curves=[asdict(curve) for curve in curves],
     )
 
@@ -79,38 +78,42 @@ def as_row(curve: Curve) -> dict[str, Any]:
 
 def as_table(report: GainReport) -> str:
     """Markdown."""
-    kinds = list(report.lines)
-    counts = sorted({count for line in report.lines.values() for count in line.frames})
-    lines = [
-        f"| frames of the real game | {' | '.join(LABELS[kind] for kind in kinds)} |",
-        "|---" * (1 + len(kinds)) + "|",
-    ]
-    told = {kind: dict(zip(line.frames, line.returns, strict=True)) for kind, line in report.lines.items()}
-    for count in counts:
-        cells = [_told(told[kind].get(count)) for kind in kinds]
-        lines.append(f"| {count:,} | {' | '.join(cells)} |")
+    alone = dict(zip(report.lines[ALONE].frames, report.lines[ALONE].returns, strict=True))
+    heads, cells = [LABELS[ALONE]], {count: [_told(alone.get(count))] for count in _counts(report)}
+    for kind, found in report.gains.items():
+        heads += [LABELS[kind], "for which the real game alone takes"]
+        told = dict(zip(report.lines[kind].frames, zip(report.lines[kind].returns, found, strict=True), strict=True))
+        most = max(alone)
+        for count, row in cells.items():
+            row += [_told(told[count][0]), _needed(told[count][1], most)] if count in told else ["", ""]
+    lines = [f"| frames of the real game | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    lines += [f"| {count:,} | {' | '.join(row)} |" for count, row in cells.items()]
     config = report.config
-    lines += ["", *(_sentence(LABELS[kind], saved) for kind, saved in report.gains.items()), ""]
-    lines.append(
-        f"{report.world}, {report.tell_dream()}; seeds: {config['num_seeds']}, steps in the "
-        f"dream: {config['training']['num_steps']:,}, returns in {config['num_episodes']} episodes of the real game on "
-        f"levels of the split {config['split']!r}; policies see {config['training']['sees']}; in brackets 95 % of a "
-        f"bootstrap over seeds and episodes. {report.machine}."
+    told = (
+        f"{report.world}, {report.tell_dream()}; seeds: {config['num_seeds']}, steps in the dream: "
+        f"{config['training']['num_steps']:,}, returns in {config['num_episodes']} episodes of the real game on levels "
+        f"of the split {config['split']!r}; policies see {config['training']['sees']}; in brackets 95 % of a bootstrap "
+        f"over seeds and episodes. {report.machine}."
     )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", told, ""])
+
+
+def _counts(report: GainReport) -> list[int]:
+    return sorted({count for line in report.lines.values() for count in line.frames})
 
 
 def _told(figure: Figure | None) -> str:
     return "" if figure is None else f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"
 
 
-def _sentence(label: str, saved: Saved) -> str:
-    times = "none are needed" if saved.times is None else f"{saved.times:.1f} times fewer"
-    low = "" if saved.low is None else f" ({saved.low:.1f} to {'any' if saved.high is None else f'{saved.high:.1f}'})"
-    return (
-        f"For a return of {saved.target:.2f} the real game alone takes {saved.alone:,.0f} of its frames, {label} "
-        f"{saved.frames:,.0f}: {times}{low}."
+def _needed(saved: Saved, most: int) -> str:
+    """Frames, rounded to thousands, and how many times as many that are."""
+    alone, low, high = (
+        f"over {most:,}" if count is None else f"{round(count, -3):,.0f}"
+        for count in (saved.alone, saved.low, saved.high)
     )
+    times = "" if saved.times is None else f", {saved.times:.1f} times as many"
+    return f"{alone} ({low} to {high}){times}"
 
 
 def write(folder: Path, report: GainReport) -> None:

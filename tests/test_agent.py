@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("stable_baselines3")
 from gymnasium.vector import VectorWrapper
 
-from lwm_agents.agent import load_agent, make_ppo, open_agent, read_facts
+from lwm_agents.agent import digest_of, load_agent, make_ppo, open_agent, read_facts
 from lwm_agents.evaluation import play
 from lwm_agents.film import GAP, LABEL, SIDE, film
 from lwm_agents.imagination import Honest, ImaginationConfig, train_in_dream, train_in_real
@@ -138,6 +138,37 @@ def test_each_env_plays_its_share_of_the_episodes(tiny_world):
 
     assert first["num_episodes"] == 5 and 1 <= first["length"] <= 4
     assert {**first, "steps_per_second": 0} == {**second, "steps_per_second": 0}
+
+
+def test_a_policy_goes_on_in_the_real_game(tiny_world, tmp_path, capsys, monkeypatch):
+    def make_real(world, num_envs, seed, split, autoreset_mode):
+        assert split == "train"
+        return LwmVectorEnv(world, num_envs, autoreset_mode=autoreset_mode, max_episode_steps=6)
+
+    monkeypatch.setattr("lwm_agents.command_parts.resolve", lambda name: make_real)
+    words = [
+        "agent",
+        "train",
+        str(tiny_world),
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "100",
+        "--envs",
+        "2",
+        "--device",
+        "cpu",
+    ]
+
+    assert cli.main([*words, "--then-real", "200", "--json"]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"agent": str(tmp_path / "then-real" / "agent"), "num_timesteps": 384}  # rollouts of 128
+    dreamed, after = (read_facts(folder / "agent") for folder in (tmp_path, tmp_path / "then-real"))
+    assert dreamed["num_timesteps"] == 128 and "weights" in dreamed and "real" in after
+    assert after["start"] == digest_of(tmp_path / "agent")
+    assert cli.main([*words, "--then-real", "200"]) == 0  # all is done
+    assert str(tmp_path / "then-real" / "agent") in capsys.readouterr().out
 
 
 def test_the_commands_evaluate_in_the_dream_and_in_the_real_game(run, tiny_world, capsys, monkeypatch):

@@ -72,7 +72,7 @@ class _Saver(BaseCallback):
         super().__init__()
         self.folder, self.facts, self.save_every, self.bar = folder, facts, config.save_every, bar
         self.copies = dict(copies)
-        self.saved, self.begin = 0, time.perf_counter() - facts["seconds"]
+        self.saved, self.first, self.begin = 0, 0, time.perf_counter() - facts["seconds"]
 
     def save(self) -> None:
         steps, seconds = self.model.num_timesteps, time.perf_counter() - self.begin
@@ -81,13 +81,14 @@ class _Saver(BaseCallback):
             save_agent(self.copies.pop(count), self.model, facts)
         save_agent(self.folder, self.model, facts)
         self.saved = steps
-        rate, recent = steps / seconds, [episode["r"] for episode in self.model.ep_info_buffer]
+        rate = (steps - self.first) / (seconds - self.facts["seconds"])  # since this run began
+        recent = [episode["r"] for episode in self.model.ep_info_buffer]
         told = f"return {np.mean(recent):.3f} of the last {len(recent)} episodes" if recent else "no episode ended yet"
         minutes = max(0.0, self.bar.total - steps) / rate / 60
         log.info("%s: %d steps, %.0f a second, %.0f minutes left; %s", self.folder, steps, rate, minutes, told)
 
     def _on_training_start(self) -> None:
-        self.saved = self.model.num_timesteps
+        self.saved = self.first = self.model.num_timesteps
         self.copies = {count: path for count, path in self.copies.items() if count > self.saved}
 
     def _on_rollout_start(self) -> None:  # all updates are done

@@ -63,6 +63,15 @@ def policies(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def into(mark: str) -> Callable[..., Any]:
+    """Where a report's table goes beside its folder."""
+    return click.option(
+        "--into",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help=f"A Markdown file to get the table between its lines <!-- {mark} WORLD --> and <!-- /{mark} -->.",
+    )
+
+
 def open_run(world: str, folder: Path, options: dict[str, Any]) -> "TransferRun":
     """What makes and measures the policies of a report in `folder`, from the values of the options of `policies`."""
     from lwm_agents.dream_to_real import TransferConfig, TransferRun

@@ -1,5 +1,5 @@
-"""`lwm agent report` and `lwm agent gain`: what is learned in the dream keeps in the real game, and how many frames of
-it that saves."""
+"""`lwm agent report` and `lwm agent gain`: what a policy that learned in the dream keeps in the real game, and how many
+frames of the real game that saves."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,7 @@ from lwm_agents import command_parts
 )
 @command_parts.policies
 @click.option("--dream-episodes", "num_dream_episodes", type=click.IntRange(2), help="In the dream [as --episodes].")
-@click.option(
-    "--into",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="A Markdown file to get the table between its lines <!-- agents WORLD --> and <!-- /agents -->.",
-)
+@command_parts.into("agents")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def report(
     world: str, out: Path | None, kinds: tuple[str, ...], into: Path | None, as_json: bool, **options: Any
@@ -72,11 +68,7 @@ def report(
 @click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="To renew the world by.")
 @click.option("--real-frames", "num_frames", type=click.IntRange(1), default=20_000, show_default=True, help="A round.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe: train.minutes=5.")
-@click.option(
-    "--into",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="A Markdown file to get the table between its lines <!-- gain WORLD --> and <!-- /gain -->.",
-)
+@command_parts.into("gain")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def gain(
     world: str,

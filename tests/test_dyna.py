@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,27 @@ def test_the_policy_goes_on_in_a_world_that_learned_from_its_play(game_world, tm
     assert read_facts(run / "agent")["real_frames"] == 200
     (manifest,) = (run / "data").glob("*.json")
     assert json.loads(manifest.read_text())["sessions"][0]["policy"].startswith("mix:0.7*sb3:ppo:")
+
+
+@pytest.mark.slow
+def test_a_gain_counts_the_frames_that_renewed_the_dream(game_world, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "recipe.toml").write_text(recipe_of(game_world))
+    options = {"--seeds": 1, "--steps": 256, "--envs": 2, "--horizon": 6, "--episodes": 2, "--frames": 128}
+    options |= {"--refresh": 1, "--real-frames": 200, "--recipe": tmp_path / "recipe.toml", "--out": tmp_path / "gain"}
+    words = ["agent", "gain", game_world, *(str(word) for pair in options.items() for word in pair), "--device", "cpu"]
+
+    assert cli.main(words) == 0
+
+    found = json.loads((tmp_path / "gain" / "gain.json").read_text())
+    assert {kind: each["frames"] for kind, each in found["lines"].items()} == {
+        "real": [0, 128],
+        "dream": [0, 128],
+        "renewed": [200, 328],
+    }
+    (agent,) = (tmp_path / "gain" / "seed-0").glob("renewed-*/agent")
+    assert read_facts(agent)["num_timesteps"] == 256 and Path(read_facts(agent)["world"]).parent.name == "round-0"
+    assert "a renewed dream" in (tmp_path / "gain" / "gain.md").read_text()
 
 
 def test_what_cannot_work_is_refused(game_world, tmp_path):

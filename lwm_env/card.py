@@ -21,8 +21,9 @@ def describe(manifest: Manifest) -> str:
         "Players": ", ".join(spec.players),
         "Starting state": "a stretch of real play from the prompt bank, chosen by the seed",
         "Episode end": (
-            f"terminated when the model's end probability reaches {spec.termination_threshold:g};"
-            f" truncated after {spec.max_episode_steps} steps"
+            f"terminated when the model's end probability reaches {spec.termination_threshold:g}"
+            + (f" or a player has {spec.points_to_win} points" if spec.points_to_win else "")
+            + f"; truncated after {spec.max_episode_steps} steps"
         ),
         "Real twin": spec.real.source,
         "Files": "\n".join(f"{name}  {record.size} bytes" for name, record in manifest.files.items()),

@@ -64,6 +64,7 @@ class Engine:
         self.steps = np.zeros(num_envs, np.int64)  # since the reset
         self.ended = np.zeros(num_envs, bool)  # kept for whoever decides that an episode is over
         self._keys = np.zeros(num_envs, np.int64)
+        self._points = torch.zeros(num_envs, len(model.spec.players), dtype=torch.int64, device=self.device)
         self._prompts: dict[int, tuple[State, Tensor]] = {}
 
     @property
@@ -119,7 +120,16 @@ class Engine:
                 raise WrongOrder(f"slots {missing} were stepped but never reset. Call reset() first.")
             transition = self.batch.step(actions, active, self.temperature)
             self.steps += active
+            return self._scored(transition)
+
+    def _scored(self, transition: Transition) -> Transition:
+        """The same, which also ends where a player has just won."""
+        if self.model.spec.points_to_win is None:
             return transition
+        scores = transition.rewards > 0
+        self._points += scores
+        won = (scores & (self._points >= self.model.spec.points_to_win)).any(1)
+        return transition._replace(terminated=transition.terminated | won)
 
     # -- slots -------------------------------------------------------------------------------------------------------
 
@@ -155,9 +165,13 @@ class Engine:
         with one_thread(self.device), torch.inference_mode():
             return self.model.start(frames, actions), frames[0, -1]
 
-    def _place(self, slot: int, seed: int, episode: int, steps: int = 0, ended: bool = False) -> None:
+    def _place(
+        self, slot: int, seed: int, episode: int, steps: int = 0, ended: bool = False, points: Sequence[int] = ()
+    ) -> None:
         self.seeds[slot], self.episodes[slot], self.steps[slot], self.ended[slot] = seed, episode, steps, ended
         self._keys[slot] = episode_key(seed, episode)
+        if self.model.spec.points_to_win is not None:
+            self._points[slot] = torch.tensor(points or [0] * self._points.shape[1])
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -175,6 +189,7 @@ class Engine:
             counts = {"seed": self.seeds, "episode": self.episodes, "steps": self.steps}
             facts = {"weights": self.model.weights_hash, "world": self.model.spec.id, "ended": bool(self.ended[slot])}
             facts |= {name: int(values[slot]) for name, values in counts.items()}
+            facts["points"] = self._points[slot].tolist()
             return snapshot.encode(facts, {"frame": frame, **state})
 
     def set_state(self, data: bytes, slot: int = 0) -> None:
@@ -191,12 +206,13 @@ class Engine:
                     f"the snapshot is of {facts.get('world')} with weights {str(facts.get('weights'))[:12]}, this env "
                     f"has {self.model.spec.id} with weights {self.model.weights_hash[:12]}. Make the env of that world."
                 )
-            snapshot.check(facts, tensors, self._layout())
+            snapshot.check(facts, tensors, self._layout(), self._points.shape[1])
             tensors = {name: value.to(self.device) for name, value in tensors.items()}
             frame = tensors.pop("frame")
             state = {name.removeprefix("state."): value[None] for name, value in tensors.items()}
             self.batch.occupy({slot: (state, frame)})
-            self._place(slot, facts["seed"], facts["episode"], facts["steps"], facts["ended"])
+            counts = (facts[name] for name in ("seed", "episode", "steps", "ended"))
+            self._place(slot, *counts, facts.get("points", ()))
             self.batch.set_clocks(self._keys, self.steps)
 
     def _layout(self) -> dict[str, Tensor]:
@@ -224,5 +240,5 @@ class Engine:
             self.batch.occupy({int(target): world for target in targets})
             for target in targets:
                 counts = (int(values[source]) for values in (self.seeds, self.episodes, self.steps))
-                self._place(int(target), *counts, bool(self.ended[source]))
+                self._place(int(target), *counts, bool(self.ended[source]), self._points[source].tolist())
             self.batch.set_clocks(self._keys, self.steps)

@@ -70,14 +70,16 @@ def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CorruptFile(f"the snapshot of {len(data)} bytes is malformed ({error}). Take a new one.") from error
 
 
-def check(facts: dict[str, Any], tensors: dict[str, Tensor], like: dict[str, Tensor]) -> None:
+def check(facts: dict[str, Any], tensors: dict[str, Tensor], like: dict[str, Tensor], num_players: int) -> None:
     """Raises CorruptFile unless the tensors are laid out as `like` and the facts are a slot's.
 
     A checksum only says that nothing changed by accident, and another version may pack its states differently.
     """
     layouts = [{name: (value.dtype, value.shape) for name, value in group.items()} for group in (tensors, like)]
-    counts = [facts.get(name) for name in ("seed", "episode", "steps")]
+    points = facts.get("points", [0] * num_players)  # older ones have none
+    counts = [facts.get(name) for name in ("seed", "episode", "steps")] + (points if type(points) is list else [None])
     fine = all(type(count) is int and 0 <= count < 1 << 63 for count in counts) and type(facts.get("ended")) is bool
+    fine = fine and len(points) == num_players
     if layouts[0] != layouts[1] or not fine:
         raise CorruptFile("the snapshot does not hold what a state of this model holds. Take a new one.")
 

@@ -88,6 +88,8 @@ class WorldSpec(_Strict):
     `reward_values` are the values the game gives (the reward head is categorical over them); where the game gives more,
     each is taken for the nearest of these, and the one nearest to 0 counts as no event.
     `termination_threshold` turns the model's end probability into a decision, set on validation levels.
+    `points_to_win` ends an episode too, once a player has earned so many rewards above 0 in it: in a game to 21 points
+    no picture needs to tell the score.
     """
 
     id: str
@@ -97,6 +99,7 @@ class WorldSpec(_Strict):
     actions: DiscreteActions | ContinuousActions = Field(discriminator="kind")
     reward_values: tuple[float, ...] = Field(default=(0.0,), min_length=1)
     max_episode_steps: Count = 1000
+    points_to_win: Count | None = None
     render_fps: Count = 15
     real: RealSource
     termination_threshold: float = Field(default=0.5, ge=0, le=1)

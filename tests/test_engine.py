@@ -49,6 +49,60 @@ def plans(num_steps: int, num_envs: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 3, (num_steps, num_envs))
 
 
+@pytest.fixture
+def to_three(duel_world) -> WorldModel:
+    """A game of two players to three points."""
+    model = WorldModel.load(duel_world)
+    model.spec = model.spec.model_copy(update={"points_to_win": 3})
+    return model
+
+
+def play(engine: Engine, num_steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards (T, N, P) and ends (T, N) of random actions; nothing is reset."""
+    rng = np.random.default_rng(seed)
+    steps = [engine.step(torch.from_numpy(rng.integers(0, 3, (engine.num_envs, 2)))) for _ in range(num_steps)]
+    return tuple(np.stack([getattr(step, name).numpy() for step in steps]) for name in ("rewards", "terminated"))
+
+
+# -- games to so many points -----------------------------------------------------------------------------------------
+
+
+def test_a_game_to_three_points_ends_when_a_player_has_earned_the_third(to_three):
+    rewards, ends = play(started(to_three, [1, 2, 3, 4]), 30)
+
+    scores = (rewards > 0).cumsum(0)
+    won = ((scores >= 3) & (rewards > 0)).any(2)
+    assert np.array_equal(ends, won) and won.any(0).sum() >= 2
+    assert len(set(won.argmax(0)[won.any(0)])) > 1  # not all at once
+
+
+def test_points_go_with_a_snapshot_and_a_fork_and_a_reset_forgets_them(to_three):
+    engine = started(to_three, [1, 2, 3])
+    rewards, _ = play(engine, 4)
+    slot = int((rewards > 0).sum((0, 2)).argmax())
+    other, kept = (slot + 1) % 3, engine.get_state(slot)
+    assert (rewards[:, slot] > 0).any()
+    engine.fork(slot, [other])
+    again = Engine(to_three, 1)
+    again.set_state(kept)
+
+    assert engine._points[other].tolist() == again._points[0].tolist() == (rewards[:, slot] > 0).sum(0).tolist()
+    engine.reset(np.eye(3, dtype=bool)[slot], None)
+    assert not engine._points[slot].any() and engine._points[other].any()
+
+
+def test_a_snapshot_without_points_begins_at_none_and_of_another_game_is_refused(to_three):
+    engine = started(to_three, [1])
+    facts, tensors = snapshot.decode(engine.get_state())
+    old = {name: value for name, value in facts.items() if name != "points"}
+
+    engine.set_state(snapshot.encode(old, tensors))
+    assert engine._points.tolist() == [[0, 0]]
+    for wrong in ([1], [1, -1], [0, 0.5], "no"):
+        with pytest.raises(CorruptFile):
+            engine.set_state(snapshot.encode({**facts, "points": wrong}, tensors))
+
+
 # -- randomness ------------------------------------------------------------------------------------------------------
 
 

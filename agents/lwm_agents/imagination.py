@@ -160,7 +160,8 @@ def train_in_real(
 
 def chances(spec: WorldSpec) -> dict[str, float]:
     """What decides a dream beside the weights."""
-    return {"temperature": spec.temperature, "termination_threshold": spec.termination_threshold}
+    chances = {"temperature": spec.temperature, "termination_threshold": spec.termination_threshold}
+    return chances | ({"points_to_win": spec.points_to_win} if spec.points_to_win else {})
 
 
 def _dream(world: str, config: ImaginationConfig, device: str) -> SB3VecEnv:

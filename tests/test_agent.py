@@ -146,19 +146,8 @@ def test_a_policy_goes_on_in_the_real_game(tiny_world, tmp_path, capsys, monkeyp
         return LwmVectorEnv(world, num_envs, autoreset_mode=autoreset_mode, max_episode_steps=6)
 
     monkeypatch.setattr("lwm_agents.command_parts.resolve", lambda name: make_real)
-    words = [
-        "agent",
-        "train",
-        str(tiny_world),
-        "--out",
-        str(tmp_path),
-        "--steps",
-        "100",
-        "--envs",
-        "2",
-        "--device",
-        "cpu",
-    ]
+    words = ["agent", "train", str(tiny_world), "--out", str(tmp_path)]
+    words += ["--steps", "100", "--envs", "2", "--device", "cpu"]
 
     assert cli.main([*words, "--then-real", "200", "--json"]) == 0
 

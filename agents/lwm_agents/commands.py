@@ -58,7 +58,7 @@ def train(
     --refresh N renews the world N times meanwhile: the policy plays --real-frames of the real game (`lwm collect`), the
     world is trained on them by --recipe (`lwm train`), and the policy goes on in the new world.
     """
-    from lwm_agents.imagination import ImaginationConfig, train_in_dream, train_in_real
+    from lwm_agents.imagination import Course, ImaginationConfig, train_in_dream, train_in_real
 
     folder, rounds = out or _default_folder(world), options.pop("num_rounds")
     renewing = {name: options.pop(name) for name in ("recipe", "num_frames", "overrides")}
@@ -66,7 +66,7 @@ def train(
     config = ImaginationConfig(**options)
     command_parts.show_progress()
     if not rounds:
-        model = train_in_dream(world, folder, config, device, resume)
+        model = train_in_dream(world, folder, config, device, Course(resume=resume))
     elif renewing["recipe"] is None or not resume:
         raise click.UsageError("--refresh needs the --recipe of the world, and goes without --no-resume.")
     else:
@@ -77,7 +77,8 @@ def train(
     trained = folder / "agent"
     if then_real:
         make_real, config = command_parts.resolve(real), replace(config, num_steps=model.num_timesteps + then_real)
-        model = train_in_real(world, make_real, folder / "then-real", config, device, resume, start=trained)
+        course = Course(resume=resume, start=trained)
+        model = train_in_real(world, make_real, folder / "then-real", config, device, course)
         trained = folder / "then-real" / "agent"
     if as_json:
         click.echo(json.dumps({"agent": str(trained), "num_timesteps": model.num_timesteps}))

@@ -15,7 +15,7 @@ from typing import Any
 from stable_baselines3 import PPO
 
 from lwm_agents.agent import choose_device, save_agent
-from lwm_agents.imagination import ImaginationConfig, train_in_dream
+from lwm_agents.imagination import Course, ImaginationConfig, train_in_dream
 from lwm_env.errors import InvalidInput, LwmError
 
 
@@ -61,7 +61,7 @@ def train_with_refresh(
         here = folder / f"round-{index}"
         steps = config.num_steps * (index + 1) // (refresh.num_rounds + 1)
         part = replace(config, num_steps=max(1, steps))
-        model = train_in_dream(world, here, part, device, start=start, **ppo)
+        model = train_in_dream(world, here, part, device, Course(start=start), **ppo)
         start = here / "agent"
         if index < refresh.num_rounds:
             world = _renewed(world, model, folder, index, refresh, device)

@@ -18,7 +18,7 @@ from lwm_agents.agent import read_facts
 from lwm_agents.dream_to_real import TransferRun
 from lwm_agents.dyna import RefreshConfig, train_with_refresh
 from lwm_agents.evaluation import Played
-from lwm_agents.imagination import train_in_real
+from lwm_agents.imagination import Course, train_in_real
 from lwm_agents.transfer import DRAWS, SEED
 from lwm_env.errors import ConfigMismatch, InvalidInput
 
@@ -66,7 +66,8 @@ class GainRun:
         places = {count: here / f"after-{count}" for count in self.frames}
         copies = {steps + count: place / "agent" for count, place in places.items()}
         config = replace(run.config_of(seed), num_steps=max(copies))
-        train_in_real(run.world, run.make_real, here, config, run.device, start=agent, copies=copies, **run.ppo)
+        course = Course(start=agent, copies=copies)
+        train_in_real(run.world, run.make_real, here, config, run.device, course, **run.ppo)
         for place in places.values():
             if not (place / "agent").exists():
                 raise ConfigMismatch(

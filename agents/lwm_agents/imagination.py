@@ -3,9 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +37,16 @@ class ImaginationConfig:
     sees: Literal["pixels", "places"] = "pixels"  # places: of the world's movers, found with its eyes
     backend: str = "torch"  # of the dream: "torch" or "onnx"
     num_actors: int = 0  # Ray actors that step the dream; 0: this process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Where a training begins, and what it leaves on its way."""
+
+    resume: bool = True  # from the last checkpoint in its folder, in new episodes with other seeds
+    start: Path | None = None  # else with this agent, of another world or of the dream; its steps count
+    # Where the agent stays as it is after so many steps; a run that goes on from later makes none.
+    copies: Mapping[int, Path] = field(default_factory=dict)
 
 
 class Honest(VecEnvWrapper):
@@ -106,16 +115,12 @@ def train_in_dream(
     folder: Path,
     config: ImaginationConfig,
     device: str = "auto",
-    resume: bool = True,
-    start: Path | None = None,
+    course: Course = Course(),
     **ppo: Any,
 ) -> PPO:
     """Train a policy in a world; the agent goes to `folder/agent`, TensorBoard's files to `folder/tensorboard`.
 
-    A second call goes on from the last checkpoint, in new episodes with other seeds. `ppo` are settings of SB3's PPO.
-
-    Args:
-        start: an agent of another world to begin with; its steps count.
+    A second call goes on from the last checkpoint. `ppo` are settings of SB3's PPO.
 
     Raises:
         ConfigMismatch: the folder holds an agent of another world or configuration. And what `load_agent` raises.
@@ -125,7 +130,7 @@ def train_in_dream(
     facts = {"world": inside.world_spec.id, "weights": inside.weights_hash, **chances(inside.world_spec)}
     facts |= {"config": asdict(config)}
     honest = Honest(envs, inside.world_spec, config.surprise_penalty)
-    return _train(_make(world, honest, folder, config, device, ppo), folder, facts, config, resume, start)
+    return _train(_make(world, honest, folder, config, device, ppo), folder, facts, config, course)
 
 
 def train_in_real(
@@ -134,17 +139,13 @@ def train_in_real(
     folder: Path,
     config: ImaginationConfig,
     device: str = "auto",
-    resume: bool = True,
-    start: Path | None = None,
-    copies: Mapping[int, Path] = MappingProxyType({}),
+    course: Course = Course(),
     **ppo: Any,
 ) -> PPO:
     """The same in the real game, on the levels of its split "train"; horizon and surprise penalty do not apply.
 
     Args:
         make_real: makes the real game in mode SAME_STEP, see `lwm_agents.command_parts.REAL_ENV`.
-        start: an agent to begin with, such as one that learned in the dream; its steps count.
-        copies: where the agent stays as it is after so many steps; a run that goes on from later makes none.
 
     Raises:
         See `train_in_dream`. And what `make_real` raises.
@@ -153,9 +154,9 @@ def train_in_real(
     made = {"num_envs": config.num_envs, "seed": config.seed, "split": "train"}
     envs = SB3VecEnv(make_real(world, autoreset_mode="SameStep", **made))
     facts = {"world": spec.id, "real": name_of(make_real), "config": asdict(config)}
-    facts["start"] = None if start is None else digest_of(start)
+    facts["start"] = None if course.start is None else digest_of(course.start)
     model = _make(world, Honest(envs, spec), folder, config, device, ppo)
-    return _train(model, folder, facts, config, resume, start, copies)
+    return _train(model, folder, facts, config, course)
 
 
 def chances(spec: WorldSpec) -> dict[str, float]:
@@ -186,19 +187,11 @@ def _make(
     return make_ppo(envs, config.seed, choose_device(device), folder / "tensorboard", **settings)
 
 
-def _train(
-    model: PPO,
-    folder: Path,
-    facts: dict[str, Any],
-    config: ImaginationConfig,
-    resume: bool,
-    start: Path | None = None,
-    copies: Mapping[int, Path] = MappingProxyType({}),
-) -> PPO:
+def _train(model: PPO, folder: Path, facts: dict[str, Any], config: ImaginationConfig, course: Course) -> PPO:
     """Learn what is left of the steps; closes the envs of the model."""
     try:
-        seconds = 0.0
-        if resume and _has_agent(folder):
+        seconds, start = 0.0, course.start
+        if course.resume and _has_agent(folder):
             _check_same(read_facts(folder / "agent"), facts, folder)
             start = folder / "agent"
         if start is not None:
@@ -208,7 +201,7 @@ def _train(
         counted = {"total": config.num_steps, "initial": model.num_timesteps, "desc": folder.name}
         with tqdm(**counted, unit="step", disable=None) as bar:
             if left > 0:
-                saver = _Saver(folder / "agent", {**facts, "seconds": seconds}, config, bar, copies)
+                saver = _Saver(folder / "agent", {**facts, "seconds": seconds}, config, bar, course.copies)
                 model.learn(left, saver, tb_log_name="ppo", reset_num_timesteps=model.num_timesteps == 0)
                 saver.save()
         return model

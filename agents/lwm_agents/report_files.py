@@ -47,7 +47,7 @@ class Report(Strict):
 
     def tell_dream(self) -> str:
         """Weights and what else decides a dream, in words."""
-        settings = " and ".join(f"a {name.replace('_', ' ')} of {value:g}" for name, value in self.chances.items())
+        settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.chances.items())
         return f"weights `{self.weights[:12]}` at {settings}"
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lwm_env.noise import gumbel
+from lwm_env.noise import gumbel, uniform
 from lwm_env.spec import WorldSpec
 
 State = dict[str, Tensor]
+
+_ENDS = 0x6A09E667F3BCC908  # makes of an episode's key the one that its ends are drawn by
 
 
 class World(Protocol):
@@ -37,8 +39,8 @@ class World(Protocol):
 class Transition(NamedTuple):
     """What a step gave, in tensors that are never written again. Slots that stood still have zeros and their old frame.
 
-    `terminated`: the end probability reached the world's threshold. `failed`: the model's numbers were not finite; the
-    slot kept its last good state and frame.
+    `terminated`: the end probability reached the world's threshold, or an end was drawn. `failed`: the model's numbers
+    were not finite; the slot kept its last good state and frame.
     """
 
     frames: Tensor  # uint8 (N, H, W, 3)
@@ -74,8 +76,8 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 def compute(
     world: World, state: State, inputs: tuple[Tensor, Tensor, Tensor], temperature: float
-) -> tuple[State, Any, Tensor]:
-    """The model's next state and output, and which rows of them are finite: bool (R,).
+) -> tuple[State, Any, Tensor, Tensor]:
+    """The model's next state and output, which rows end, and which are finite: bool (R,).
 
     Args:
         inputs: actions, episode keys and steps of the rows.
@@ -84,12 +86,20 @@ def compute(
     noise = gumbel(keys, steps, world.noise_dim) if temperature > 0 else None
     new, out = world.step(state, actions, noise, temperature)
     finite = all_finite([*new.values(), out.reward_probs, out.reward, out.terminated_prob, out.surprise])
-    return new, out, finite
+    return new, out, ends(world.spec, out.terminated_prob, (keys, steps), temperature), finite
 
 
-def masked_numbers(out: Any, wanted: Tensor, finite: Tensor, threshold: float) -> tuple[Tensor, ...]:
+def ends(spec: WorldSpec, end_prob: Tensor, clocks: tuple[Tensor, Tensor], temperature: float) -> Tensor:
+    """Whether episodes with these end probabilities (R,) end, bool (R,); `clocks` are their keys and steps."""
+    if not spec.draw_ends or temperature <= 0:
+        return end_prob >= spec.termination_threshold
+    keys, steps = clocks
+    return end_prob > uniform(keys ^ _ENDS, steps, 1)[:, 0]
+
+
+def masked_numbers(out: Any, ended: Tensor, wanted: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
     """The fields of a `Transition` behind its frames, zero in rows that were not wanted or are not finite."""
     good = wanted & finite
     numbers = (out.reward, out.terminated_prob, out.surprise)
     reward, end_prob, surprise = (select(good, x, torch.zeros_like(x)) for x in numbers)
-    return reward, good & (end_prob >= threshold), wanted & ~finite, end_prob, surprise
+    return reward, good & ended, wanted & ~finite, end_prob, surprise

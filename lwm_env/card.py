@@ -22,6 +22,7 @@ def describe(manifest: Manifest) -> str:
         "Starting state": "a stretch of real play from the prompt bank, chosen by the seed",
         "Episode end": (
             f"terminated when the model's end probability reaches {spec.termination_threshold:g}"
+            + (", or with that probability where the temperature is above 0" if spec.draw_ends else "")
             + (f" or a player has {spec.points_to_win} points" if spec.points_to_win else "")
             + f"; truncated after {spec.max_episode_steps} steps"
         ),

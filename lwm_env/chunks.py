@@ -94,16 +94,14 @@ class Chunks:
         self, old: State, shown: Tensor, wanted: Tensor, inputs: tuple[Tensor, Tensor, Tensor], temperature: float
     ) -> tuple[State, Transition]:
         """The next state and output of some rows, which now show the frames `shown`."""
-        threshold = self.world.spec.termination_threshold
         with torch.inference_mode():
-            new, out, finite = compute(self.world, old, inputs, temperature)
+            new, out, ended, finite = compute(self.world, old, inputs, temperature)
             good = wanted & finite
             if good.all():  # the usual case, where asking costs nothing
-                end = out.terminated_prob >= threshold
-                return new, Transition(out.frame, out.reward, end, ~finite, out.terminated_prob, out.surprise)
+                return new, Transition(out.frame, out.reward, ended, ~finite, out.terminated_prob, out.surprise)
             frames = select(good, out.frame, shown)
             state = {name: select(good, new[name], old[name]) for name in old}
-            return state, Transition(frames, *masked_numbers(out, wanted, finite, threshold))
+            return state, Transition(frames, *masked_numbers(out, ended, wanted, finite))
 
     def _stand_still(self, rows: slice) -> Transition:
         zeros = torch.zeros(self.rows, device=self.device)

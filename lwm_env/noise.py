@@ -54,7 +54,12 @@ def _mix_tensor(value: Tensor) -> Tensor:
 
 
 def gumbel(keys: Tensor, steps: Tensor, dim: int) -> Tensor:
-    """Standard Gumbel numbers, float32 (N, D).
+    """Standard Gumbel numbers, float32 (N, D), of the same arguments as `uniform`."""
+    return uniform(keys, steps, dim).log_().neg_().log_().neg_().float()
+
+
+def uniform(keys: Tensor, steps: Tensor, dim: int) -> Tensor:
+    """Numbers between 0 and 1, never these themselves, float64 (N, D).
 
     Args:
         keys: int64 (N,), each from `episode_key`.
@@ -65,5 +70,4 @@ def gumbel(keys: Tensor, steps: Tensor, dim: int) -> Tensor:
     half = (dim + 1) // 2  # a hash of 64 bits gives two numbers of 32
     bits = _mix_tensor(counters[:, None] + torch.arange(half, device=keys.device) * _signed(_GOLDEN))
     halves = torch.cat([bits & 0xFFFFFFFF, (bits >> 32) & 0xFFFFFFFF], 1)[:, :dim]
-    uniform = (halves.double() + 0.5) * 2.0**-32  # never 0 nor 1
-    return uniform.log_().neg_().log_().neg_().float()
+    return (halves.double() + 0.5) * 2.0**-32

@@ -85,8 +85,8 @@ class Resident:
         narrow = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, cache_enabled=False) if narrow else nullcontext():
             inputs = (self._actions, self._keys, self._steps)
-            new, out, finite = compute(self.world, self._state, inputs, temperature)
-        numbers = masked_numbers(out, self._active, finite, self.world.spec.termination_threshold)
+            new, out, ended, finite = compute(self.world, self._state, inputs, temperature)
+        numbers = masked_numbers(out, ended, self._active, finite)
         good = self._active & finite
         state = {name: select(good, new[name].to(old.dtype), old) for name, old in self._state.items()}
         select(good, out.frame, self._frames, out=self._frames)

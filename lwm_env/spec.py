@@ -87,7 +87,10 @@ class WorldSpec(_Strict):
 
     `reward_values` are the values the game gives (the reward head is categorical over them); where the game gives more,
     each is taken for the nearest of these, and the one nearest to 0 counts as no event.
-    `termination_threshold` turns the model's end probability into a decision, set on validation levels.
+    `termination_threshold` turns the model's end probability into a decision, set on validation levels. With
+    `draw_ends` an episode ends with that probability instead, as long as dreams have a temperature: what may kill a
+    player does so as often as it should, also where the picture does not tell. For a head of ends that was taught on
+    play as it comes (`event_share = 0`).
     `points_to_win` ends an episode too, once a player has earned so many rewards above 0 in it: in a game to 21 points
     no picture needs to tell the score.
     """
@@ -103,6 +106,7 @@ class WorldSpec(_Strict):
     render_fps: Count = 15
     real: RealSource
     termination_threshold: float = Field(default=0.5, ge=0, le=1)
+    draw_ends: bool = False
     temperature: float = Field(default=0.0, ge=0)  # of the tokens, or of what is drawn ahead; 0 takes the likeliest
     script: Literal["pong_paddles", "racing_road"] | None = None  # a rule that plays by the picture: `lwm_env.scripts`
 

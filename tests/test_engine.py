@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lwm_env import noise, snapshot
+from lwm_env.batch import ends
 from lwm_env.engine import Engine
 from lwm_env.errors import ConfigMismatch, CorruptFile, WrongOrder
 from lwm_env.resident import Resident
@@ -62,6 +63,41 @@ def play(engine: Engine, num_steps: int, seed: int = 0) -> tuple[np.ndarray, np.
     rng = np.random.default_rng(seed)
     steps = [engine.step(torch.from_numpy(rng.integers(0, 3, (engine.num_envs, 2)))) for _ in range(num_steps)]
     return tuple(np.stack([getattr(step, name).numpy() for step in steps]) for name in ("rewards", "terminated"))
+
+
+# -- ends that are drawn -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mortal(duel_world) -> WorldModel:
+    """A game whose ends are drawn."""
+    model = WorldModel.load(duel_world)
+    model.spec = model.spec.model_copy(update={"draw_ends": True})
+    return model
+
+
+def test_ends_are_drawn_with_their_probability_and_decided_by_the_threshold_at_temperature_0(tiny_spec):
+    drawing = tiny_spec.model_copy(update={"draw_ends": True, "termination_threshold": 0.5})
+    clocks = torch.arange(20_000) * 977, torch.arange(20_000) % 50
+
+    for probability, spread in ((0.0, 0), (0.02, 0.005), (0.3, 0.015), (0.9, 0.01), (1.0, 0)):
+        given = torch.full((20_000,), probability)
+        assert abs(ends(drawing, given, clocks, 0.1).double().mean() - probability) <= spread
+        for spec, temperature in ((drawing, 0.0), (tiny_spec.model_copy(update={"termination_threshold": 0.5}), 1.0)):
+            assert ends(spec, given, clocks, temperature).all() == (probability >= 0.5)
+
+
+def test_a_world_that_draws_its_ends_does_so_by_seed_and_step_alone(mortal):
+    rng, seeds = np.random.default_rng(0), list(range(8))
+    plan = torch.from_numpy(rng.integers(0, 3, (40, 8, 2)))
+    together = started(mortal, seeds)
+    steps = [together.step(actions) for actions in plan]
+    ended, odds = (torch.stack([getattr(step, name) for step in steps]) for name in ("terminated", "end_prob"))
+
+    assert abs(ended.sum() - odds.sum()) < 4 * (odds * (1 - odds)).sum().sqrt()
+    assert ended.any() and (ended != (odds >= mortal.spec.termination_threshold)).any()
+    alone = started(mortal, seeds[3:4])
+    assert [bool(alone.step(actions[3:4]).terminated) for actions in plan] == ended[:, 3].tolist()
 
 
 # -- games to so many points -----------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from lwm_env.belief import Output
+from lwm_env.engine import Engine
 from lwm_env.errors import InvalidInput, StorageError
 from lwm_env.spec import WorldSpec
+from lwm_env.world_model import WorldModel
 from lwm_training import evaluate
 from lwm_training.clips import Clips
 from lwm_training.held_out import HeldOut, from_clips
@@ -113,6 +115,20 @@ def test_a_dream_that_has_ended_begins_again_at_its_context(tiny_spec, lasts, ag
     assert dream.age.tolist() == [list(ages)] * 2
     assert [int(frames[1, 0, 0, 0]) for _, frames, _ in watched] == list(ages)
     assert [bool(again.all()) for *_, again in watched] == [age == 1 < step for step, age in enumerate(ages, 1)]
+
+
+def test_a_dream_that_is_measured_draws_the_ends_that_an_env_draws(duel_world):
+    model = WorldModel.load(duel_world)
+    model.spec = model.spec.model_copy(update={"draw_ends": True})
+    frames, before = (part[:1] for part in (model.prompts.frames, model.prompts.actions))
+    plan = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (1, 40, 2)))
+
+    told = roll(model, frames, torch.cat([before, plan], 1), (), Sampling(1.0, seed=5), lambda _: None).end_probs[0]
+
+    engine = Engine(model, 1, temperature=1.0)
+    engine.reset(np.array([True]), [5], (frames, before))
+    assert told.tolist() == [float(engine.step(plan[:, step]).terminated) for step in range(40)]
+    assert 0 < told.sum() < 40
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

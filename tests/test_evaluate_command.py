@@ -132,6 +132,17 @@ def test_the_table_and_the_calibration_are_printed(world, capsys, tmp_path):
     assert code == 0 and 0 < found["termination_threshold"] < 1 and 0 <= found["f1"] <= 1
 
 
+def test_a_world_that_draws_its_ends_has_a_threshold_at_temperature_0_alone(world, capsys, tmp_path):
+    model = WorldModel.load(world)
+    model.spec = model.spec.model_copy(update={"draw_ends": True, "temperature": 1.0})
+    model.save(tmp_path / "world", {})
+    calibrate = (str(tmp_path / "world"), "--clips", "8", "--horizon", "30", "--context", "1", "--calibrate")
+
+    assert main(["evaluate", *calibrate]) == 1 and "Add --temperature 0" in capsys.readouterr().err
+    code, out = run(capsys, *calibrate, "--temperature", "0", "--json")
+    assert code == 0 and 0 < json.loads(out)["termination_threshold"] < 1
+
+
 def test_recorded_clips_are_evaluated_like_played_ones(world, capsys, tmp_path):
     store, size = tmp_path / "store", ("--clips", "4", "--horizon", "3", "--context", "2")
     record = ("collect", str(world), "--out", str(store), "--frames", "150", "--num-envs", "2", "--split", "test")

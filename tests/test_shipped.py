@@ -26,7 +26,8 @@ def test_the_committed_report_is_of_the_weights_that_ship(folder):
 
     assert report["weights"] == manifest.files["model.safetensors"].sha256
     assert report["protocol"]["split"] == "validation"
-    assert report["protocol"]["termination_threshold"] == manifest.spec.termination_threshold
+    for name in ("termination_threshold", "draw_ends"):
+        assert report["protocol"].get(name, False) == getattr(manifest.spec, name)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

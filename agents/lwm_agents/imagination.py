@@ -162,7 +162,7 @@ def train_in_real(
 def chances(spec: WorldSpec) -> dict[str, float]:
     """What decides a dream beside the weights."""
     chances = {"temperature": spec.temperature, "termination_threshold": spec.termination_threshold}
-    return chances | ({"points_to_win": spec.points_to_win} if spec.points_to_win else {})
+    return chances | {name: value for name in ("draw_ends", "points_to_win") if (value := getattr(spec, name))}
 
 
 def _dream(world: str, config: ImaginationConfig, device: str) -> SB3VecEnv:

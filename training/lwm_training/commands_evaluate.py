@@ -125,6 +125,8 @@ def _calibrate(model: "WorldModel", wanted: "Wanted", options: dict, as_json: bo
     from lwm_training.evaluate import calibrate_threshold
     from lwm_training.rollout import Sampling
 
+    if model.spec.draw_ends and options["temperature"] > 0:
+        raise InvalidInput(f"{model.spec.id} draws its ends but at temperature 0. Add --temperature 0.")
     held_out = _clips(model, wanted, options)
     sampling = Sampling(options["temperature"], wanted.seed)
     with tqdm(total=wanted.num_clips * wanted.truth, desc="dreaming", unit="frame", disable=None) as bar:
@@ -197,6 +199,7 @@ def _protocol(
         horizon=wanted.horizon,
         temperature=options["temperature"],
         termination_threshold=model.spec.termination_threshold,
+        draw_ends=model.spec.draw_ends,
         long_clips=options["long_clips"] if options["full"] else None,
         idm=digest,
         i3d=None if options["i3d"] is None else options["i3d"].name,

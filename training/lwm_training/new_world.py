@@ -28,7 +28,8 @@ from lwm_training.sources import resolve
 RECIPE, DATA, TRAINING, PROGRESS = "RECIPE.toml", "data", "training", "progress.json"
 MODULES = {"data": ("h5py", "hdf5plugin", "cv2"), "train": ("accelerate", "tensorboard", "matplotlib")}  # by extra
 NOT_PLAYED = {
-    "id", "description", "render_fps", "temperature", "termination_threshold", "points_to_win", "reward_values"
+    "id", "description", "render_fps", "temperature", "termination_threshold", "draw_ends", "points_to_win",
+    "reward_values",
 }  # fmt: skip
 CALIBRATION_SEED = 500_000  # the threshold is not chosen on the clips of the report
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lwm_env.batch import select
+from lwm_env.batch import ends, select
 from lwm_env.noise import episode_key, gumbel
 from lwm_env.spec import WorldSpec
 from lwm_training.held_out import Progress
@@ -32,8 +32,9 @@ class Dreamer(Protocol):
 @dataclass(frozen=True)
 class Dream:
     """On the CPU: frames {step from 1: uint8 (B, H, W, 3)}, places (B, T, 2), where the camera has gone since the last
-    real frame, in pixels of its content's motion, NaN if the model has none; rewards (B, T, P); end_probs, surprise and
-    age (B, T), the steps since the dream began, or began again."""
+    real frame, in pixels of its content's motion, NaN if the model has none; rewards (B, T, P); end_probs (B, T), where
+    ends are drawn 1 for each that was and 0 elsewhere; surprise and age (B, T), the steps since the dream began, or
+    began again."""
 
     frames: dict[int, Tensor]
     places: Tensor
@@ -93,16 +94,19 @@ def roll(
         if again.any():
             state = {name: select(again, begun[name], value) for name, value in state.items()}
         age = torch.where(again, 0, age) + 1
-        noise = gumbel(keys, torch.full_like(keys, step), model.noise_dim) if sampling.temperature > 0 else None
+        clocks = keys, torch.full_like(keys, step)
+        noise = gumbel(*clocks, model.noise_dim) if sampling.temperature > 0 else None
         state, out = model.step(state, action, noise, sampling.temperature)
-        over = (over & ~again) | (out.terminated_prob >= model.spec.termination_threshold)
+        ended = ends(model.spec, out.terminated_prob, clocks, sampling.temperature)
+        over = (over & ~again) | ended
         frame = out.frame.cpu() if watch or step + 1 in kept else None
         if watch:
             watch(step + 1, frame, again.cpu())
         if step + 1 in kept:
             pictures[step + 1] = frame
         place = place + state["motion"][:, :2] if "motion" in state else place
-        outputs.append((place, out.reward, out.terminated_prob, out.surprise, age))
+        end_prob = ended if model.spec.draw_ends and sampling.temperature > 0 else out.terminated_prob
+        outputs.append((place, out.reward, end_prob, out.surprise, age))
         progress(len(frames))
     return Dream(pictures, *(torch.stack(column, 1).float().cpu() for column in zip(*outputs, strict=True)))
 

@@ -47,7 +47,10 @@ class Report(Strict):
 
     def tell_dream(self) -> str:
         """Weights and what else decides a dream, in words."""
-        settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.chances.items())
+        settings = ", ".join(
+            "ends drawn" if name == "draw_ends" else f"{name.replace('_', ' ')} {value:g}"
+            for name, value in self.chances.items()
+        )
         return f"weights `{self.weights[:12]}` at {settings}"
 
 

@@ -138,8 +138,11 @@ def _draw_drift(axes: "Axes", report: Report) -> None:
 
 
 def _draw_events(axes: "Axes", report: Report) -> None:
-    axes.plot(THRESHOLDS, np.array(report.threshold_f1, float), label="termination F1 of these clips", color="C3")
-    axes.axvline(report.protocol.termination_threshold, color="C7", linestyle="--", label="the world's threshold")
+    drawn = report.protocol.draw_ends and report.protocol.temperature > 0
+    label = "termination F1 of these clips" + (", whose ends are drawn" if drawn else "")
+    axes.plot(THRESHOLDS, np.array(report.threshold_f1, float), label=label, color="C3")
+    if not drawn:
+        axes.axvline(report.protocol.termination_threshold, color="C7", linestyle="--", label="the world's threshold")
     axes.set(xlabel="termination threshold", ylim=(0, 1))
 
 

@@ -93,7 +93,7 @@ class Protocol(_Strict):
     horizon: int  # steps dreamed
     temperature: float
     termination_threshold: float
-    draw_ends: bool = False
+    draw_ends: bool = False  # the threshold decided nothing, but for dreams at temperature 0
     long_clips: int | None = None  # dreamed to the horizons beyond `horizon`; null without --full
     idm: str | None = None  # sha256 of the inverse-dynamics net
     i3d: str | None = None  # name of the I3D file

@@ -91,7 +91,7 @@ def compute(
 
 def ends(spec: WorldSpec, end_prob: Tensor, clocks: tuple[Tensor, Tensor], temperature: float) -> Tensor:
     """Whether episodes with these end probabilities (R,) end, bool (R,); `clocks` are their keys and steps."""
-    if not spec.draw_ends or temperature <= 0:
+    if not spec.draws_ends(temperature):
         return end_prob >= spec.termination_threshold
     keys, steps = clocks
     return end_prob > uniform(keys ^ _ENDS, steps, 1)[:, 0]

@@ -110,6 +110,10 @@ class WorldSpec(_Strict):
     temperature: float = Field(default=0.0, ge=0)  # of the tokens, or of what is drawn ahead; 0 takes the likeliest
     script: Literal["pong_paddles", "racing_road"] | None = None  # a rule that plays by the picture: `lwm_env.scripts`
 
+    def draws_ends(self, temperature: float) -> bool:
+        """Whether dreams at this temperature end by chance, or where the end probability reaches the threshold."""
+        return self.draw_ends and temperature > 0
+
     def observation_space(self) -> spaces.Box:
         return spaces.Box(0, 255, (*self.frame_size, 3), np.uint8)
 

@@ -125,7 +125,7 @@ def _calibrate(model: "WorldModel", wanted: "Wanted", options: dict, as_json: bo
     from lwm_training.evaluate import calibrate_threshold
     from lwm_training.rollout import Sampling
 
-    if model.spec.draw_ends and options["temperature"] > 0:
+    if model.spec.draws_ends(options["temperature"]):
         raise InvalidInput(f"{model.spec.id} draws its ends but at temperature 0. Add --temperature 0.")
     held_out = _clips(model, wanted, options)
     sampling = Sampling(options["temperature"], wanted.seed)

@@ -105,7 +105,7 @@ def roll(
         if step + 1 in kept:
             pictures[step + 1] = frame
         place = place + state["motion"][:, :2] if "motion" in state else place
-        end_prob = ended if model.spec.draw_ends and sampling.temperature > 0 else out.terminated_prob
+        end_prob = ended if model.spec.draws_ends(sampling.temperature) else out.terminated_prob
         outputs.append((place, out.reward, end_prob, out.surprise, age))
         progress(len(frames))
     return Dream(pictures, *(torch.stack(column, 1).float().cpu() for column in zip(*outputs, strict=True)))

@@ -35,10 +35,19 @@ class AheadConfig:
     glance_dim: int = 32  # of what reads or chooses a code
     code_dim: int = 5
     levels: int = 4  # of each number of a code, so there are levels ** code_dim codes
+    words: int = 1  # codes that tell a strip, one after the other
+    tiles: int = 0  # 1: strips of whole tiles of the camera's lattice, see `lwm_env.ahead_tiles`
+    palette: int = 0  # with tiles, how many are known by heart
+    rows: int = 0  # with tiles, pixels of a strip above or below the view; 0: nothing is drawn ahead there
 
     def __post_init__(self) -> None:
-        if min(self.reach, self.dim, self.blocks, self.glance_dim, self.code_dim) < 1 or self.width < 0:
-            raise ValueError(f"AheadConfig's width must be at least 0 and all else at least 1, got {self}")
+        if self.tiles not in (0, 1):
+            raise ValueError(f"AheadConfig.tiles must be 0 or 1, got {self.tiles}")
+        least = min(self.reach, self.dim, self.blocks, self.glance_dim, self.code_dim, self.words)
+        if least < 1 or min(self.width, self.rows, self.palette) < 0:
+            raise ValueError(
+                f"AheadConfig's width, rows and palette must be at least 0 and all else at least 1, got {self}"
+            )
         if self.levels < 2 or self.levels**self.code_dim > 4096:
             raise ValueError(f"AheadConfig allows 2 to 4096 codes, got {self.levels} ** {self.code_dim}")
 
@@ -52,6 +61,7 @@ class Ahead(nn.Module):
         super().__init__()
         height = frame_size[0]
         self.config, self.patch, self.frame_size, self.margin = config, patch, frame_size, margin
+        self.view_size = frame_size
         self.cells = (height // patch, config.width // patch)
         grid = (self.cells[0], (config.reach + config.width) // patch)
         levels = torch.linspace(-1, 1, config.levels)
@@ -62,14 +72,26 @@ class Ahead(nn.Module):
         self.enter = nn.Conv2d(PLANES * patch**2, config.dim, 3, padding=1)
         self.body = conv_stack(config.dim, config.blocks)
         hidden = config.glance_dim
+        numbers = config.words * config.code_dim
         self.prior = _glance((config.dim, hidden, len(self.codes)), grid)
-        self.posterior = _glance((config.dim + 3 * patch**2, hidden, config.code_dim), grid)
-        self.tell = nn.Sequential(nn.Linear(config.code_dim, 4 * hidden), nn.SiLU())
+        self.later = nn.ModuleList(
+            [
+                _Word((config.dim, hidden, len(self.codes)), grid, word * config.code_dim)
+                for word in range(1, config.words)
+            ]
+        )
+        self.posterior = _glance((config.dim + 3 * patch**2, hidden, numbers), grid)
+        self.tell = nn.Sequential(nn.Linear(numbers, 4 * hidden), nn.SiLU())
         self.place = nn.Linear(4 * hidden, TOLD * self.cells[0] * self.cells[1])
         self.films = nn.ModuleList([nn.Linear(4 * hidden, 2 * config.dim) for _ in range(config.blocks)])
         self.blocks = nn.ModuleList([ConvBlock(config.dim) for _ in range(config.blocks)])
         self.join = Pointwise(config.dim + TOLD, config.dim)
         self.out = Pointwise(config.dim, 3 * patch**2)
+
+    @property
+    def noise_dim(self) -> int:
+        """How many Gumbel numbers a strip is drawn with."""
+        return self.config.words * len(self.codes)
 
     # -- where strips lie --------------------------------------------------------------------------------------------
 
@@ -83,20 +105,22 @@ class Ahead(nn.Module):
         return torch.cat(to_numbers(torch.where(left[:, None, None, None], mirrored, right)), 1)
 
     def paste(self, canvas: Tensor, strip: Tensor, left: Tensor, wanted: Tensor) -> Tensor:
-        """The canvas with a strip (B, 3, H, S) where nothing was seen, in the worlds where it is `wanted` (B,)."""
-        (height, width), margin, size = self.frame_size, self.margin, self.config.width
+        """The canvas with a strip (B, 3, H, S) where nothing was seen, in the worlds, or columns, where it is `wanted`,
+        (B,) or (B, S)."""
+        (height, width), margin, size = self.view_size, self.margin, self.config.width
         above, rows, below = canvas.split([margin, height, canvas.shape[2] - margin - height], 2)
+        wanted = wanted.view(len(wanted), 1, 1, -1)
 
-        def filled(start: int, edge: Tensor, picture: Tensor) -> Tensor:
+        def filled(start: int, edge: Tensor, picture: Tensor, wanted: Tensor) -> Tensor:
             part = rows[..., start : start + size]
             _, known = to_numbers(part)
-            return paint(part, picture, (1 - known) * (edge & wanted)[:, None, None, None])
+            return paint(part, picture, (1 - known) * (edge[:, None, None, None] & wanted))
 
         parts = [
             rows[..., : margin - size],
-            filled(margin - size, left, strip.flip(3)),
+            filled(margin - size, left, strip.flip(3), wanted.flip(3)),
             rows[..., margin : margin + width],
-            filled(margin + width, ~left, strip),
+            filled(margin + width, ~left, strip, wanted),
             rows[..., margin + width + size :],
         ]
         return torch.cat([above, torch.cat(parts, 3), below], 2)
@@ -111,34 +135,57 @@ class Ahead(nn.Module):
         return self.body(self.enter(F.pixel_unshuffle(planes, self.patch)))
 
     def recognise(self, features: Tensor, strip: Tensor) -> tuple[Tensor, Tensor]:
-        """The code of a real strip (B, 3, H, S): its numbers (B, code_dim), with gradients, and its index (B,)."""
+        """The words of a real strip (B, 3, H, S): their numbers (B, words code_dim), with gradients, and the indices of
+        their codes (B, words)."""
         cells = F.pixel_unshuffle(strip, self.patch)
         cells = F.pad(cells, (features.shape[3] - cells.shape[3], 0))
         value = torch.tanh(self.posterior(torch.cat([features, cells], 1)))
         last = self.config.levels - 1
         steps = ((value.detach() + 1) * (last / 2)).round()
         places = (last + 1) ** torch.arange(self.config.code_dim - 1, -1, -1, device=steps.device)
-        return value + (steps * (2 / last) - 1 - value.detach()), (steps.long() * places).sum(1)
+        indices = (steps.long().unflatten(1, (self.config.words, -1)) * places).sum(2)
+        return value + (steps * (2 / last) - 1 - value.detach()), indices
+
+    def logits(self, features: Tensor, told: Tensor) -> Tensor:
+        """How likely each code is as the next word (B, K) after those that were told (B, words so far * code_dim)."""
+        word = told.shape[1] // self.config.code_dim
+        return self.later[word - 1](features, told) if word else self.prior(features)
+
+    def unlikely(self, features: Tensor, numbers: Tensor, indices: Tensor) -> Tensor:
+        """How unlikely the words of strips are, as `recognise` gives them, each after those before: nats."""
+        told = numbers.detach().split(self.config.code_dim, 1)
+        before = [torch.cat((numbers[:, :0], *told[:word]), 1) for word in range(len(told))]
+        return sum(F.cross_entropy(self.logits(features, x), y) for x, y in zip(before, indices.unbind(1), strict=True))
 
     def choose(self, features: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
-        """The likeliest code, or one drawn by Gumbel noise (B, K) at a temperature: (B, code_dim)."""
-        logits = self.prior(features)
-        if noise is not None and temperature > 0:
-            logits = logits + temperature * noise
-        return self.codes[logits.argmax(1)]
+        """The likeliest words, or those drawn by Gumbel noise (B, noise_dim) at a temperature: their numbers
+        (B, words code_dim)."""
+        numbers = features.new_zeros(len(features), 0)
+        for word in range(self.config.words):
+            logits = self.logits(features, numbers)
+            if noise is not None and temperature > 0:
+                logits = logits + temperature * noise[:, word * len(self.codes) :][:, : len(self.codes)]
+            numbers = torch.cat([numbers, self.codes[logits.argmax(1)]], 1)
+        return numbers
 
-    def draw(self, features: Tensor, code: Tensor) -> Tensor:
-        """The strip (B, 3, H, S) of a code."""
-        told = self.tell(code)
+    def draw(self, features: Tensor, numbers: Tensor) -> Tensor:
+        """The strip (B, 3, H, S) of the numbers of its words (B, words code_dim)."""
+        return F.pixel_shuffle(self.out(self.imagine(features, numbers)), self.patch)
+
+    def imagine(self, features: Tensor, numbers: Tensor) -> Tensor:
+        """Features of the strip's cells (B, dim, h, s)."""
+        told = self.tell(numbers)
         placed = self.place(told).unflatten(1, (TOLD, *self.cells))
         x = self.join(torch.cat([features, F.pad(placed, (features.shape[3] - self.cells[1], 0))], 1))
         for block, film in zip(self.blocks, self.films, strict=True):
             x = block(x, film(told))
-        return F.pixel_shuffle(self.out(F.silu(x[..., -self.cells[1] :])), self.patch)
+        return F.silu(x[..., -self.cells[1] :])
 
-    def forward(self, canvas: Tensor, whole: Tensor, noise: Tensor | None = None, temperature: float = 0.0) -> Tensor:
-        """The canvas before it moves by whole pixels (B, 2), with a strip where the camera goes and nothing was seen
-        yet; the noise and its temperature as in `choose`."""
+    def forward(
+        self, canvas: Tensor, whole: Tensor, offset: Tensor, noise: Tensor | None = None, temperature: float = 0.0
+    ) -> Tensor:
+        """The canvas before it moves by whole pixels (B, 2) from an offset (B, 2), with a strip where the camera goes
+        and nothing was seen yet; the noise and its temperature as in `choose`."""
         left = whole[:, 1] > 0
         crop = self.crop(canvas, left)
         size = self.config.width
@@ -146,6 +193,20 @@ class Ahead(nn.Module):
         features = self.look(crop, left)
         strip = self.draw(features, self.choose(features, noise, temperature)).clamp(-1, 1)
         return self.paste(canvas, strip, left, (seen < 0.5) & (whole[:, 1] != 0))
+
+
+class _Word(nn.Module):
+    """Logits of a word after others, `dims` as for `_glance`."""
+
+    def __init__(self, dims: tuple[int, int, int], cells: tuple[int, int], told: int) -> None:
+        super().__init__()
+        inputs, hidden, outputs = dims
+        self.look = _glance((inputs, hidden, 4 * hidden), cells)
+        self.hear = nn.Linear(told, 4 * hidden)
+        self.out = nn.Linear(4 * hidden, outputs)
+
+    def forward(self, features: Tensor, told: Tensor) -> Tensor:
+        return self.out(F.silu(self.look(features) + self.hear(told)))
 
 
 def _glance(dims: tuple[int, int, int], cells: tuple[int, int]) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """Model sizes by name. One dial: the same classes with other numbers."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -43,16 +44,23 @@ class ModelConfig:
             )
         if self.margin < 1:
             raise ConfigMismatch(f"margin must be at least 1 pixel, got {self.margin}")
-        ahead, patch = self.ahead, self.tokenizer.patch
+        ahead, patch, whose = self.ahead, self.tokenizer.patch, "the tokenizer's patch"
+        if ahead.tiles:
+            patch, whose = math.ceil(self.camera.lattice), "the pixels of a tile of camera.lattice"
+            if not patch or ahead.width < 2 * patch or ahead.rows % patch or 0 < ahead.rows < 2 * patch:
+                raise ConfigMismatch(
+                    f"ahead.tiles is 1, ahead.width {ahead.width}, ahead.rows {ahead.rows} and camera.lattice "
+                    f"{self.camera.lattice}, but strips of tiles need a lattice and are at least two tiles wide: set "
+                    f"ahead.width, and ahead.rows unless it is 0, to a multiple of a tile's pixels."
+                )
         if ahead.width and (ahead.width % patch or ahead.reach % patch):
             raise ConfigMismatch(
-                f"ahead.width {ahead.width} and ahead.reach {ahead.reach} must be multiples of the "
-                f"tokenizer's patch, {patch}."
+                f"ahead.width {ahead.width} and ahead.reach {ahead.reach} must be multiples of {whose}, {patch}."
             )
-        if ahead.width and (ahead.width >= self.margin or ahead.reach > min(self.frame_size)):
+        if ahead.width and (max(ahead.width, ahead.rows) >= self.margin or ahead.reach > min(self.frame_size)):
             raise ConfigMismatch(
-                f"ahead.width {ahead.width} must be below the margin, {self.margin}, and ahead.reach {ahead.reach} "
-                f"at most the smaller side of a frame, {min(self.frame_size)}."
+                f"ahead.width {ahead.width} and ahead.rows {ahead.rows} must be below the margin, {self.margin}, and "
+                f"ahead.reach {ahead.reach} at most the smaller side of a frame, {min(self.frame_size)}."
             )
         told = LINES if self.camera.lattice and self.camera.edges else 0
         if self.motion.lines not in (0, told):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lwm_env import worlds
 from lwm_env.above import Above
 from lwm_env.ahead import Ahead
+from lwm_env.ahead_tiles import AheadTiles
 from lwm_env.belief import Anticipation, Belief, Output, Proposal, State
 from lwm_env.camera import Camera
 from lwm_env.dynamics import Dynamics, EventHead, mean_entropy
@@ -68,8 +69,10 @@ class WorldModel(nn.Module):
         num_events = players * len(spec.reward_values) + 1
         self.motion = Motion(config.motion, config.tokenizer.patch, config.cells, self.action_dim, num_events)
         self.turns, self.flows = config.motion.flow == RIGID, config.motion.flow != 0
-        self.ahead: Ahead | Above | None = None
-        if config.ahead.width:
+        self.ahead: Ahead | Above | AheadTiles | None = None
+        if config.ahead.tiles:
+            self.ahead = AheadTiles(config.ahead, self.lattice)
+        elif config.ahead.width:
             kind = Above if self.turns else Ahead
             self.ahead = kind(config.ahead, config.tokenizer.patch, config.frame_size, config.margin)
         self.dynamics = Dynamics(config.dynamics, self.tokenizer.levels, latent_dim, config.motion.dim)
@@ -89,7 +92,7 @@ class WorldModel(nn.Module):
 
     @property
     def _picture_noise(self) -> int:
-        return len(self.ahead.codes) if self.ahead is not None else math.prod(self.token_shape)
+        return self.ahead.noise_dim if self.ahead is not None else math.prod(self.token_shape)
 
     # -- the core, with gradients ------------------------------------------------------------------------------------
 
@@ -125,12 +128,12 @@ class WorldModel(nn.Module):
         action: Tensor,
         sighting: Sighting | None = None,
         hints: Hints = NO_HINTS,
-        ahead: Callable[[Tensor, Tensor], Tensor] | None = None,
+        ahead: Callable[..., Tensor] | None = None,
     ) -> Anticipation:
         """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
         next frame, (B, 2) or of a flow (B, motion_dim), corrects the estimate; `hints` are of the movers. What draws
-        `ahead` does so on the canvas before it moves by whole pixels (B, 2), or, in a view that turns, above the last
-        picture."""
+        `ahead` does so on the canvas before it moves by whole pixels (B, 2) from its offset, or, in a view that turns,
+        above the last picture."""
         action = self.embed(action)
         last = belief.frames[:, -1]
         turned, sighting = (sighting, None) if self.flows else (None, sighting)
@@ -144,7 +147,7 @@ class WorldModel(nn.Module):
         reading = self.motion.read(belief.frames, action, scroll.travel, scroll.fraction, belief.memory, hints)
         canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
         if above is None and ahead is not None:
-            canvas = ahead(canvas, scroll.towards)
+            canvas = ahead(canvas, scroll.towards, belief.offset)
         before, canvas = canvas, move_lines(canvas, scroll.down, scroll.right)
         if hints.sides is not None:
             canvas = self.canvas.fill_sides(canvas, hints.sides, scroll.right)
@@ -184,7 +187,7 @@ class WorldModel(nn.Module):
         action: Tensor,
         sighting: Sighting | None = None,
         hints: Hints = NO_HINTS,
-        ahead: Callable[[Tensor, Tensor], Tensor] | None = None,
+        ahead: Callable[..., Tensor] | None = None,
     ) -> Proposal:
         """Everything about the next step that is known before its tokens are sampled; the rest as for `anticipate`."""
         next_ = self.anticipate(belief, action, sighting, hints, ahead)

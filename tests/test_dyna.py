@@ -50,7 +50,8 @@ def game_world(tiny_world, tmp_path, monkeypatch) -> str:
     (tmp_path / "our_light.py").write_text(GAME)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     model = WorldModel.load(tiny_world)
-    model.spec = model.spec.model_copy(update={"real": RealSource(source="gymnasium:our_light:Light-v0")})
+    how = {"termination_threshold": 0.3, "draw_ends": True, "temperature": 0.5}
+    model.spec = model.spec.model_copy(update={"real": RealSource(source="gymnasium:our_light:Light-v0"), **how})
     model.save(tmp_path / "start", provenance={"data": "random weights of the tests"})
     return str(tmp_path / "start")
 
@@ -93,6 +94,8 @@ def test_the_policy_goes_on_in_a_world_that_learned_from_its_play(game_world, tm
     assert (first["num_timesteps"], second["num_timesteps"], model.num_timesteps) == (16, 32, 32)
     assert second["weights"] == renewed.files["model.safetensors"].sha256 != first["weights"]
     assert renewed.provenance["started_from"]["weights"] == first["weights"]
+    spec = worlds.read_spec(run / "round-0" / "world")
+    assert (spec.termination_threshold, spec.draw_ends, spec.temperature) == (0.3, True, 0.5)  # the recipe says neither
     assert read_facts(run / "agent")["real_frames"] == 200
     (manifest,) = (run / "data").glob("*.json")
     assert json.loads(manifest.read_text())["sessions"][0]["policy"].startswith("mix:0.7*sb3:ppo:")

@@ -16,7 +16,10 @@ from stable_baselines3 import PPO
 
 from lwm_agents.agent import choose_device, save_agent
 from lwm_agents.imagination import Course, ImaginationConfig, train_in_dream
+from lwm_env import worlds
 from lwm_env.errors import InvalidInput, LwmError
+
+KEPT = ("termination_threshold", "draw_ends", "temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +74,17 @@ def train_with_refresh(
 
 
 def _renewed(world: str, model: PPO, folder: Path, index: int, refresh: RefreshConfig, device: str) -> str:
-    """The folder of the world after round `index`."""
+    """The folder of the world after round `index`. How dreams end and are drawn stays as the world's spec has it,
+    unless `refresh.overrides` say otherwise: a recipe may have been changed since."""
     here, data = folder / f"round-{index}", folder / "data"
     model.save(here / "policy.zip")
     policy = f"mix:{refresh.policy_share}*sb3:ppo:{here / 'policy.zip'}+{1 - refresh.policy_share:.6g}*sticky"
     wanted = {"--out": data, "--frames": refresh.num_frames * (index + 1), "--num-envs": refresh.num_envs}
     _run(["collect", world, "--policy", policy, *(str(word) for pair in wanted.items() for word in pair)])
+    spec = worlds.read_spec(worlds.find(world))
+    kept = [f"world.{name}={json.dumps(getattr(spec, name))}" for name in KEPT]
     changes = ('data.kind="store"', f"data.path={json.dumps(str(data))}", f"train.start={json.dumps(str(world))}")
-    options = [word for change in (*refresh.overrides, *changes) for word in ("-o", change)]
+    options = [word for change in (*kept, *refresh.overrides, *changes) for word in ("-o", change)]
     trained = _run(["train", str(refresh.recipe), "--out", str(here), "--device", choose_device(device), *options])
     return trained["world"]
 

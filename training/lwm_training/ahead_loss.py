@@ -3,6 +3,7 @@
 Shapes: B clips of T steps, N strips of H x S pixels.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,14 +12,19 @@ from torch import Tensor
 
 from lwm_env.above import Above, aside, upright
 from lwm_env.ahead import Ahead
+from lwm_env.ahead_tiles import Tiles, inside
+from lwm_env.lattice import Lattice
 from lwm_env.registration import Sighting
 from lwm_env.turning import affine, inverse, places, sample, sources, then
 from lwm_env.world_model import WorldModel
-from lwm_training.batch import Batch, sightings
+from lwm_training.batch import Batch, at, sightings
 from lwm_training.picture_loss import picture_error
 
 STARTS = 4  # tried in each clip
 COLOURS = 4  # bins of each colour's brightness
+SETTLED = 6  # frames after which the phase of a lattice is known
+WHOLE = 0.6  # share of the strips of tiles whose first column was drawn before; of the others the view has its part
+LIKE = 0.02  # mean squared difference of two tiles, by which one is e times as unlikely to be the other
 SHOWN = 0.5  # share of the rows above a view that must come into view to learn from them
 PARTLY = 0.2  # share of the strips of which some rows were seen already, and of those of which a column was
 
@@ -67,6 +73,87 @@ def find_strips(ahead: Ahead, batch: Batch, seen: Sighting, generator: torch.Gen
     colours = torch.cat([view, strip * known], 3)
     crop = torch.cat([colours, torch.cat([torch.ones_like(view[:, :1]), known], 3)], 1)
     return Strips(crop, strip, visible, left)
+
+
+def follow_phases(lattice: Lattice, seen: Sighting) -> Tensor:
+    """The likeliest phase of a lattice after each of T steps, by all that was seen so far, and of none at first:
+    (B, T + 1, 2)."""
+    doubt, phases = None, []
+    for t in range(seen.motion.shape[1]):
+        _, doubt = lattice.settle(doubt, None, at(seen, t))
+        phases.append(doubt.argmin(2) * lattice.bin)
+    return torch.stack([torch.zeros_like(phases[0]), *phases], 1)
+
+
+def find_tiles(tiles: Tiles, batch: Batch, seen: Sighting, phase: Tensor, generator: torch.Generator) -> Strips:
+    """As `find_strips`, of tiles, from the frame on from which the phase (B, T + 1, 2) is known."""
+    sure = seen.sure & (batch.valid > 0)
+    found = [_tiles_at(tiles, batch.pixels, phase, seen.motion, sure, left, generator) for left in (False, True)]
+    return Strips(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def turn_aside(batch: Batch, seen: Sighting, phase: Tensor) -> tuple[Batch, Sighting, Tensor]:
+    """The same game with rows and columns changed over."""
+    batch = replace(batch, pixels=batch.pixels.transpose(3, 4))
+    return batch, Sighting(seen.motion.flip(2), seen.sure), phase.flip(2)
+
+
+def _tiles_at(
+    ahead: Tiles,
+    pixels: Tensor,
+    phase: Tensor,
+    motion: Tensor,
+    sure: Tensor,
+    left: bool,
+    generator: torch.Generator,
+) -> Strips:
+    """Those at one edge."""
+    clips, length, _, height, width = pixels.shape
+    device = pixels.device
+    if left:
+        pixels, motion = pixels.flip(4), motion * motion.new_tensor([1, -1])
+    lines = ahead.phase_at(phase, torch.full(phase.shape[:2], left, device=device))
+    gone = (
+        (motion + lines[:, :-1] - lines[:, 1:]) / ahead.pitch
+    ).round()  # by how many tiles a tile's line is further on
+    gone = F.pad(gone.cumsum(1), (0, 0, 1, 0))  # (B, T + 1, 2)
+    lost = F.pad((~sure).long().cumsum(1), (1, 0))
+    start = torch.randint(SETTLED, length - 1, (clips, STARTS), generator=generator).to(device)
+    clip = torch.arange(clips, device=device)[:, None].expand_as(start)
+    edge = ahead.edge(lines[clip, start])  # (B, STARTS)
+    behind = (edge + ahead.count)[..., None] + gone[:, None, :, 1] - gone[clip, start][..., 1:]  # the strip
+    arrived = (lines[:, None, :, 1] + behind * ahead.pitch + 0.5).floor() <= width
+    arrived &= torch.arange(length, device=device) > start[..., None]
+    end = arrived.int().argmax(2)
+    good = arrived.any(2) & (lost[clip, start] == lost[clip, end])
+    clip, start, end, edge = clip[good], start[good], end[good], edge[good]
+
+    def tiles(frame: Tensor, first_column: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the frames the tiles from a column on, counted as at the start, and which of their pixels are in view."""
+        moved = gone[clip, frame] - gone[clip, start]
+        down, right = lines[clip, frame].unbind(1)
+        rows = ahead.pixels(down, moved[:, 0] - 1, ahead.rows_of_tiles)
+        columns = ahead.pixels(right, first_column + moved[:, 1], count)
+        return ahead.cut(pixels[clip, frame], rows, columns), inside(rows, height), inside(columns, width)
+
+    strip, rows, _ = tiles(end, edge, ahead.count)
+    view, rows_before, columns = tiles(start, edge - ahead.before, ahead.before + ahead.count)
+    seen = rows_before[:, None, :, None] & columns[:, None, None]
+    visible = rows[:, None, :, None]
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(len(clip), *shape, generator=generator).to(device)
+
+    drawn = (chance(1, 1, 1) * (ahead.count - 1) / WHOLE).ceil() * (ahead.tile)  # of the strip, columns drawn before
+    drawn = drawn * (drawn <= (ahead.count - 1) * ahead.tile)
+    known = (torch.arange(strip.shape[3], device=device) < drawn) & visible & rows_before[:, None, :, None]
+    row = torch.linspace(0, 1, strip.shape[2], device=device)[:, None]
+    cut, above = chance(1, 1, 1), chance(1, 1, 1) < 0.5
+    known |= torch.where(above, row < cut, row > cut) & (chance(1, 1, 1) < PARTLY) & visible
+    known = F.pad(known, (view.shape[3] - known.shape[3], 0))
+    filled = torch.where(known & ~seen, F.pad(strip, (view.shape[3] - strip.shape[3], 0)), view)
+    crop = torch.cat([filled, (known | seen).to(view.dtype)], 1)
+    return Strips(crop, strip, visible, torch.full_like(clip, left, dtype=torch.bool))
 
 
 def find_rows(model: WorldModel, batch: Batch, seen: Sighting, generator: torch.Generator) -> Strips:
@@ -132,21 +219,75 @@ def rarity(strips: Tensor, visible: Tensor) -> Tensor:
 
 
 def ahead_errors(model: WorldModel, batch: Batch, generator: torch.Generator, edges: float) -> dict[str, Tensor]:
-    """`strip`: how wrong strips are that are drawn from their own codes; `code`: how unlikely the prior finds these."""
-    ahead = model.ahead
-    seen = sightings(model, batch)
+    """`strip`: how wrong strips are that are drawn from their own codes; `code`: how unlikely the prior finds these;
+    `palette`: see `palette_error`. Of strips at the sides and of such above and below the mean."""
+    ahead, seen = model.ahead, sightings(model, batch)
     if isinstance(ahead, Above):
-        found = find_rows(model, batch, seen, generator)
-    else:
-        found = find_strips(ahead, batch, seen, generator)
+        return strip_errors(ahead, find_rows(model, batch, seen, generator), edges)
+    if isinstance(ahead, Ahead):
+        return strip_errors(ahead, find_strips(ahead, batch, seen, generator), edges)
+    known = batch, seen, follow_phases(model.lattice, seen)
+    errors = [strip_errors(ahead.sides, find_tiles(ahead.sides, *known, generator), edges)]
+    if ahead.rows is not None:
+        errors.append(strip_errors(ahead.rows, find_tiles(ahead.rows, *turn_aside(*known), generator), edges))
+    return {name: sum(part[name] for part in errors) / len(errors) for name in errors[0]}
+
+
+def strip_errors(ahead: Ahead, found: Strips, edges: float) -> dict[str, Tensor]:
+    """See `ahead_errors`; 0 where none were found."""
+    by_heart = isinstance(ahead, Tiles) and ahead.config.palette > 0
+    if by_heart and not ahead.palette.any():
+        learn_by_heart(ahead, found)
     if not len(found.left):
         nothing = sum(parameter.sum() for parameter in ahead.parameters()) * 0
-        return {"strip": nothing, "code": nothing}
+        return dict.fromkeys(("strip", "code", *(["palette"] * by_heart)), nothing)
     features = ahead.look(found.crop, found.left)
-    code, index = ahead.recognise(features, found.strip)
+    numbers, indices = ahead.recognise(features, found.strip)
     unseen = (1 - found.crop[:, 3:, :, -found.strip.shape[3] :]) * found.visible
-    drawn = ahead.draw(features, code)
+    weights, votes = rarity(found.strip, found.visible), None
+    if by_heart:
+        free, votes = ahead.candidates(features, numbers)
+        drawn = F.pixel_shuffle(free, ahead.tile)
+    else:
+        drawn = ahead.draw(features, numbers)
     target = torch.where(unseen > 0, found.strip, drawn.detach())
     share = unseen.mean((1, 2, 3)).clamp(min=0.1)
-    error = picture_error(drawn, target, edges, rarity(found.strip, found.visible), squared=2.0) / share
-    return {"strip": error.mean(), "code": F.cross_entropy(ahead.prior(features), index)}
+    error = picture_error(drawn, target, edges, weights, squared=2.0) / share
+    errors = {"strip": error.mean(), "code": ahead.unlikely(features, numbers, indices)}
+    if votes is not None:
+        errors["palette"] = palette_error(ahead, drawn.detach(), votes, found.strip, unseen, weights)
+    return errors
+
+
+def palette_error(ahead: Tiles, free: Tensor, votes: Tensor, strip: Tensor, unseen: Tensor, weights: Tensor) -> Tensor:
+    """How unlikely the unseen pixels of strips (N, 3, H, S) are if each tile is one of the palette or the one that was
+    drawn freely, (N, 3, H, S), with the logits of `votes`: a mixture, as in Bishop's mixture density networks (1994),
+    whose parts are all equally wide. Weights (N, 1, H, S) are of pixels; a tile has their mean."""
+    size = ahead.tile
+    tiles, drawn = F.pixel_unshuffle(strip, size), F.pixel_unshuffle(free, size)
+    mask = F.pixel_unshuffle(unseen.expand_as(strip[:, :1]), size).repeat(1, 3, 1, 1)
+    known = mask * tiles
+    apart = (known * tiles).sum(1, keepdim=True) - 2 * torch.einsum("nchw,pc->nphw", known, ahead.palette)
+    apart = apart + torch.einsum("nchw,pc->nphw", mask, ahead.palette.square())
+    apart = torch.cat([apart, (mask * (tiles - drawn).square()).sum(1, keepdim=True)], 1)
+    some = mask.sum(1).clamp(min=1)
+    unlikely = -(votes.log_softmax(1) - apart / (some[:, None] * LIKE)).logsumexp(1)
+    counts = F.avg_pool2d(weights, size)[:, 0] * (mask.mean(1) > 0)
+    return (unlikely * counts).sum() / counts.sum().clamp(min=1e-6)
+
+
+@torch.no_grad()
+def learn_by_heart(ahead: Tiles, found: Strips) -> None:
+    """Begin the palette with tiles of these strips, each the one that is least like those before. It is the same in all
+    processes, which must all come here."""
+    mask = found.visible.to(found.strip.dtype).expand_as(found.strip)
+    tiles, shown = (F.pixel_unshuffle(part, ahead.tile).movedim(1, 3) for part in (found.strip, mask))
+    tiles = tiles[shown.amin(3) > 0]  # (M, 3 C C)
+    chosen, apart = [], torch.full_like(tiles[:, 0], torch.inf)
+    for _ in range(ahead.config.palette if len(tiles) else 0):
+        chosen.append(tiles[apart.argmax()])
+        apart = torch.minimum(apart, (tiles - chosen[-1]).square().mean(1))
+    if chosen:
+        ahead.palette.copy_(torch.stack(chosen))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast(ahead.palette, 0)

@@ -137,9 +137,17 @@ class Ahead(nn.Module):
     def recognise(self, features: Tensor, strip: Tensor) -> tuple[Tensor, Tensor]:
         """The words of a real strip (B, 3, H, S): their numbers (B, words code_dim), with gradients, and the indices of
         their codes (B, words)."""
+        return self.quantize(self.read(features, strip))
+
+    def read(self, features: Tensor, strip: Tensor) -> Tensor:
+        """What the words of a real strip are rounded from, before tanh: (B, words code_dim)."""
         cells = F.pixel_unshuffle(strip, self.patch)
         cells = F.pad(cells, (features.shape[3] - cells.shape[3], 0))
-        value = torch.tanh(self.posterior(torch.cat([features, cells], 1)))
+        return self.posterior(torch.cat([features, cells], 1))
+
+    def quantize(self, reading: Tensor) -> tuple[Tensor, Tensor]:
+        """See `recognise`."""
+        value = torch.tanh(reading)
         last = self.config.levels - 1
         steps = ((value.detach() + 1) * (last / 2)).round()
         places = (last + 1) ** torch.arange(self.config.code_dim - 1, -1, -1, device=steps.device)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwm_env.ahead import Ahead, AheadConfig
+from lwm_env.ahead import PLANES, Ahead, AheadConfig
 from lwm_env.lattice import Lattice
 from lwm_env.layers import Pointwise
 from lwm_env.memory import take_lines, to_numbers
@@ -54,14 +54,17 @@ class AheadTiles(nn.Module):
 class Tiles(Ahead):
     """Draws strips of tiles at the sides. Phases are of the lattice, (B, 2) as in `Lattice`."""
 
+    palette: Tensor
+
     def __init__(self, config: AheadConfig, pitch: float, view_size: tuple[int, int], margin: int) -> None:
         self.tile = math.ceil(pitch)
         self.rows_of_tiles = math.ceil(view_size[0] / pitch - 1e-6) + 2
         super().__init__(config, self.tile, (self.rows_of_tiles * self.tile, view_size[1]), margin)
         self.pitch, self.view_size = pitch, view_size
         self.before, self.count = config.reach // self.tile, config.width // self.tile  # columns of tiles, of a strip
+        self.enter = Pointwise(PLANES * self.tile**2, config.dim)
         if config.palette:
-            self.palette = nn.Parameter(torch.zeros(config.palette, 3 * self.tile**2))
+            self.register_buffer("palette", torch.zeros(config.palette, 3 * self.tile**2))  # real tiles
             self.vote = Pointwise(config.dim, config.palette + 1)
 
     # -- what they show ----------------------------------------------------------------------------------------------

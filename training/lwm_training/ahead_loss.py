@@ -18,13 +18,17 @@ from lwm_env.registration import Sighting
 from lwm_env.turning import affine, inverse, places, sample, sources, then
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, sightings
-from lwm_training.picture_loss import picture_error
+from lwm_training.picture_loss import END, picture_error
 
 STARTS = 4  # tried in each clip
 COLOURS = 4  # bins of each colour's brightness
 SETTLED = 6  # frames after which the phase of a lattice is known
 WHOLE = 0.6  # share of the strips of tiles whose first column was drawn before; of the others the view has its part
-LIKE = 0.02  # mean squared difference of two tiles, by which one is e times as unlikely to be the other
+ENDS = 0.1  # of readings beyond `END`, where tanh has no gradient
+LIKE = 0.01  # mean squared difference of two tiles, by which one is e times as unlikely to be the other
+EVERY = 6  # frames, of which one is looked at for a palette
+PLAYER = 1  # tiles to every side of the middle one that the player covers
+MANY, OFTEN = 4, 4  # times as many tiles are tried for a palette as it has, and how many must look like one of them
 SHOWN = 0.5  # share of the rows above a view that must come into view to learn from them
 PARTLY = 0.2  # share of the strips of which some rows were seen already, and of those of which a column was
 
@@ -226,23 +230,25 @@ def ahead_errors(model: WorldModel, batch: Batch, generator: torch.Generator, ed
         return strip_errors(ahead, find_rows(model, batch, seen, generator), edges)
     if isinstance(ahead, Ahead):
         return strip_errors(ahead, find_strips(ahead, batch, seen, generator), edges)
-    known = batch, seen, follow_phases(model.lattice, seen)
-    errors = [strip_errors(ahead.sides, find_tiles(ahead.sides, *known, generator), edges)]
-    if ahead.rows is not None:
-        errors.append(strip_errors(ahead.rows, find_tiles(ahead.rows, *turn_aside(*known), generator), edges))
+    known, errors = (batch, seen, follow_phases(model.lattice, seen)), []
+    for tiles, (game, sighting, phase) in ((ahead.sides, known), (ahead.rows, turn_aside(*known))):
+        if tiles is None:
+            continue
+        if tiles.config.palette and not tiles.palette.any():
+            learn_by_heart(tiles, game, phase)
+        errors.append(strip_errors(tiles, find_tiles(tiles, game, sighting, phase, generator), edges))
     return {name: sum(part[name] for part in errors) / len(errors) for name in errors[0]}
 
 
 def strip_errors(ahead: Ahead, found: Strips, edges: float) -> dict[str, Tensor]:
     """See `ahead_errors`; 0 where none were found."""
     by_heart = isinstance(ahead, Tiles) and ahead.config.palette > 0
-    if by_heart and not ahead.palette.any():
-        learn_by_heart(ahead, found)
     if not len(found.left):
         nothing = sum(parameter.sum() for parameter in ahead.parameters()) * 0
         return dict.fromkeys(("strip", "code", *(["palette"] * by_heart)), nothing)
     features = ahead.look(found.crop, found.left)
-    numbers, indices = ahead.recognise(features, found.strip)
+    reading = ahead.read(features, found.strip)
+    numbers, indices = ahead.quantize(reading)
     unseen = (1 - found.crop[:, 3:, :, -found.strip.shape[3] :]) * found.visible
     weights, votes = rarity(found.strip, found.visible), None
     if by_heart:
@@ -250,10 +256,12 @@ def strip_errors(ahead: Ahead, found: Strips, edges: float) -> dict[str, Tensor]
         drawn = F.pixel_shuffle(free, ahead.tile)
     else:
         drawn = ahead.draw(features, numbers)
+    drawn = torch.where(unseen > 0, drawn, drawn.detach())  # or else differences of neighbours lead the others astray
     target = torch.where(unseen > 0, found.strip, drawn.detach())
     share = unseen.mean((1, 2, 3)).clamp(min=0.1)
     error = picture_error(drawn, target, edges, weights, squared=2.0) / share
-    errors = {"strip": error.mean(), "code": ahead.unlikely(features, numbers, indices)}
+    ends = F.relu(reading.abs() - END).square().mean()
+    errors = {"strip": error.mean() + ENDS * ends, "code": ahead.unlikely(features, numbers, indices)}
     if votes is not None:
         errors["palette"] = palette_error(ahead, drawn.detach(), votes, found.strip, unseen, weights)
     return errors
@@ -277,17 +285,31 @@ def palette_error(ahead: Tiles, free: Tensor, votes: Tensor, strip: Tensor, unse
 
 
 @torch.no_grad()
-def learn_by_heart(ahead: Tiles, found: Strips) -> None:
-    """Begin the palette with tiles of these strips, each the one that is least like those before. It is the same in all
-    processes, which must all come here."""
-    mask = found.visible.to(found.strip.dtype).expand_as(found.strip)
-    tiles, shown = (F.pixel_unshuffle(part, ahead.tile).movedim(1, 3) for part in (found.strip, mask))
-    tiles = tiles[shown.amin(3) > 0]  # (M, 3 C C)
-    chosen, apart = [], torch.full_like(tiles[:, 0], torch.inf)
-    for _ in range(ahead.config.palette if len(tiles) else 0):
+def learn_by_heart(ahead: Tiles, batch: Batch, phase: Tensor) -> None:
+    """Take as the palette tiles of some frames of the clips, and as they look in a mirror: each the one that is least
+    like those before, of such as come more than once. The player's, in the middle, are left out."""
+    count, middle = ahead.rows_of_tiles, torch.arange(ahead.rows_of_tiles) - (ahead.rows_of_tiles - 1) / 2
+    tiles = []
+    for t in range(SETTLED, batch.pixels.shape[1], EVERY):
+        down, right = phase[:, t].unbind(1)
+        rows, columns = ahead.pixels(down, -1, count), ahead.pixels(right, -1, count)
+        cut = ahead.cut(batch.pixels[:, t], rows, columns)
+        seen = inside(rows, ahead.view_size[0])[:, :, None] & inside(columns, ahead.view_size[1])[:, None]
+        whole = seen.unflatten(1, (count, -1)).unflatten(3, (count, -1)).all(4).all(2)  # (B, rows, columns)
+        whole &= torch.maximum(middle.abs()[:, None], middle.abs()).to(whole.device) > PLAYER
+        tiles.append(F.pixel_unshuffle(cut, ahead.tile).movedim(1, 3)[whole])
+    tiles = torch.cat(tiles)
+    tiles = torch.cat([tiles, tiles.unflatten(1, (3, ahead.tile, ahead.tile)).flip(3).flatten(1)])
+    chosen, apart, nearest = (
+        [],
+        torch.full_like(tiles[:, 0], torch.inf),
+        torch.zeros_like(tiles[:, 0], dtype=torch.long),
+    )
+    for number in range(MANY * ahead.config.palette):
         chosen.append(tiles[apart.argmax()])
-        apart = torch.minimum(apart, (tiles - chosen[-1]).square().mean(1))
-    if chosen:
-        ahead.palette.copy_(torch.stack(chosen))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast(ahead.palette, 0)
+        further = (tiles - chosen[-1]).square().mean(1)
+        nearest = torch.where(further < apart, number, nearest)
+        apart = torch.minimum(apart, further)
+    often = torch.bincount(nearest, minlength=len(chosen)) >= OFTEN
+    known = torch.stack(chosen)[often][: ahead.config.palette]
+    ahead.palette[: len(known)] = known

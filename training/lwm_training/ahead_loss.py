@@ -117,9 +117,7 @@ def _tiles_at(
     if left:
         pixels, motion = pixels.flip(4), motion * motion.new_tensor([1, -1])
     lines = ahead.phase_at(phase, torch.full(phase.shape[:2], left, device=device))
-    gone = (
-        (motion + lines[:, :-1] - lines[:, 1:]) / ahead.pitch
-    ).round()  # by how many tiles a tile's line is further on
+    gone = ((motion + lines[:, :-1] - lines[:, 1:]) / ahead.pitch).round()  # by how many lines a tile is further on
     gone = F.pad(gone.cumsum(1), (0, 0, 1, 0))  # (B, T + 1, 2)
     lost = F.pad((~sure).long().cumsum(1), (1, 0))
     start = torch.randint(SETTLED, length - 1, (clips, STARTS), generator=generator).to(device)

@@ -10,11 +10,12 @@ from lwm_env.flow import Turn
 from lwm_env.memory import to_bytes
 from lwm_env.motion import FLOW
 from lwm_env.world_model import WorldModel
-from lwm_training.ahead_loss import ahead_errors, find_rows
+from lwm_training.ahead_loss import ahead_errors
 from lwm_training.batch import Batch, at, sightings
 from lwm_training.loss import LossWeights, guidance, moved_by, unroll_errors
 from lwm_training.recipe import Stage
 from lwm_training.stages import trained_parameters
+from lwm_training.strips import find_rows
 
 SIZE, MARGIN, STRIP = 16, 8, 8
 TURNS = {"camera.max_motion": 0, "motion.flow": 2, "ahead.width": STRIP, "ahead.reach": 8, "ahead.code_dim": 2}

@@ -8,11 +8,12 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.noise import episode_key, gumbel
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
-from lwm_training.ahead_loss import find_strips, rarity
+from lwm_training.ahead_loss import rarity
 from lwm_training.batch import Batch
 from lwm_training.picture_loss import picture_error
 from lwm_training.recipe import load_recipe
 from lwm_training.stages import check_recipe
+from lwm_training.strips import find_strips
 
 SIZE, MARGIN, STRIP = 16, 8, 4
 RIGHT, LEFT = torch.tensor([[0.0, -2.0]]), torch.tensor([[0.0, 2.0]])  # where the content goes

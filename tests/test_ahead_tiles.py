@@ -10,8 +10,9 @@ from lwm_env.ahead_tiles import AheadTiles
 from lwm_env.errors import ConfigMismatch
 from lwm_env.lattice import Lattice
 from lwm_env.registration import Sighting
-from lwm_training.ahead_loss import LIKE, find_tiles, learn_by_heart, palette_error, turn_aside
+from lwm_training.ahead_loss import LIKE, palette_error
 from lwm_training.batch import Batch
+from lwm_training.tile_strips import find_tiles, learn_by_heart, turn_aside
 
 PITCH, SIZE, MARGIN = 32 / 6.5, 32, 20  # as in CoinRun a tile is a little less than 5 pixels wide
 TILE = math.ceil(PITCH)

@@ -50,7 +50,7 @@ class LossWeights:
     tokens: float = 0.25
     strip: float = 4.0  # of a stage for what is drawn ahead, see `ahead_errors`
     code: float = 0.3
-    palette: float = 0.5
+    palette: float = 0.5  # and how unlikely its tiles are
     drawn: float = 4.0
     reward: float = 0.1
     end: float = 0.1

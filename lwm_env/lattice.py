@@ -172,6 +172,25 @@ class Lattice:
         phase = self.wrap((likeliest - step)[..., 0] * self.bin)
         return phase, (doubts - doubts.amin(2, keepdim=True)) * seen.sure[:, None, None]
 
+    def path(self, seen: Sighting) -> tuple[Tensor, Tensor]:
+        """The phases (B, T + 1, 2) and motions (B, T, 2) that fit best all that was seen in T steps, whose phases lead
+        to one another; where a step cannot be believed, a new path begins."""
+        after, doubts, ways = torch.arange(BINS, device=seen.motion.device), [], []
+        doubt = seen.motion.new_zeros(len(seen.motion), 2, BINS)
+        for motion, sure, cost in zip(*(part.unbind(1) for part in seen), strict=True):
+            costs, steps = self._costs(Sighting(motion, sure, cost), None)
+            before = (after[:, None] - steps[:, :, None]) % BINS
+            trace = doubt[:, :, None].expand(-1, -1, BINS, -1).gather(3, before) + costs
+            doubts.append(doubt)
+            doubt, best = trace.min(3)
+            doubt = (doubt - doubt.amin(2, keepdim=True)) * sure[:, None, None]
+            ways.append(steps.gather(2, best))
+        phases, motions = [doubt.argmin(2)], []
+        for sure, doubt, way in zip(reversed(seen.sure.unbind(1)), reversed(doubts), reversed(ways), strict=True):
+            motions.append(way.gather(2, phases[-1][..., None])[..., 0])
+            phases.append(torch.where(sure[:, None], (phases[-1] - motions[-1]) % BINS, doubt.argmin(2)))
+        return tuple(torch.stack(path[::-1], 1) * self.bin for path in (phases, motions))
+
     def _costs(self, seen: Sighting, estimate: Tensor | None) -> tuple[Tensor, Tensor]:
         """What was seen against every phase after and motion (B, 2, BINS, M), and how far the motion is from an
         estimate (B, 2), if there is one; and these motions, in bins (B, 2, M)."""

@@ -11,8 +11,10 @@ from lwm_env.belief import Anticipation
 from lwm_env.lattice import BINS, BYTES, HARD, LINES, Lattice
 from lwm_env.memory import Canvas, move_lines, move_whole
 from lwm_env.nearby import REACH, Nearby
+from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import as_batch, at, context_belief, sightings
+from lwm_training.beyond import Beyond, begin
 from lwm_training.camera_loss import camera_errors, camera_unroll, strayed_on
 from lwm_training.clips import Clips
 from lwm_training.loss import LossWeights, guidance, total_error, unroll_errors
@@ -105,6 +107,22 @@ def test_real_frames_tell_phase_and_motion():
     assert seen.cost.shape == (1, 2 * BINS * (2 * lattice.reach + 1)) and doubt.shape == (1, 2, BINS)
 
 
+def test_phases_of_a_whole_clip_lead_to_one_another_and_begin_anew_where_nothing_was_seen():
+    lattice = Lattice(PITCH, (SIDE, SIDE), margin=8, edges=0.5)
+    before, after = walked(over=lattice.over), walked((-82.1, -71.9), over=lattice.over)
+    pictures, places = (torch.cat([ours[:5], theirs[5:]]) for ours, theirs in zip(before, after, strict=True))
+    seen = lattice.sight(pictures[:-1], pictures[1:])
+    sure = torch.tensor([True] * 4 + [False] + [True] * 3)
+    seen = Sighting(seen.motion[None], sure[None], seen.cost[None])
+
+    phases, motions = lattice.path(seen)
+
+    assert phases.shape == (1, len(WALK) + 1, 2) and motions.shape == (1, len(WALK), 2)
+    assert apart(phases[0, :-1] + motions[0], phases[0, 1:])[sure].max() < 1e-4
+    assert apart(phases[0], places).max() < 3 * lattice.bin
+    assert (motions[0] - torch.tensor(WALK))[sure].abs().max() < 3 * lattice.bin
+
+
 def test_a_hard_edge_costs_what_it_differs_by_unless_its_brighter_side_ends_on_a_line():
     lattice, picture = Lattice(8.0, (32, 32), margin=8, edges=0.5), torch.full((1, 3, 32, 32), -1.0)
     picture[:, :, 9:, 20:] = 1.0  # of columns 20 to 26, those that count, above row 9; and of rows 9 to 26 left of 20
@@ -186,6 +204,13 @@ def model(tiny_config, tiny_spec) -> WorldModel:
         return WorldModel(config, tiny_spec.model_copy(update={"frame_size": (SIDE, SIDE)}))
 
 
+@pytest.fixture(scope="module")
+def tiled(model) -> WorldModel:
+    more = {"ahead.tiles": 1, "ahead.width": 10, "ahead.rows": 10, "ahead.reach": 10, "ahead.dim": 8}
+    with torch.random.fork_rng(devices=[]):
+        return WorldModel(model.config.override(more), model.spec)
+
+
 def clips(batch: int = 2) -> Clips:
     random, steps = np.random.default_rng(0), len(WALK)
     views = torch.stack([walked((-80.7 - n, -70.15 + 0.7 * n))[0] for n in range(batch)])
@@ -213,6 +238,44 @@ def test_a_guided_step_puts_every_tile_where_it_is_drawn(model):
     painted = model.canvas.write(belief.canvas, belief.frames[:, -1], torch.ones(2, 1, SIDE, SIDE))
 
     assert wrong(canvas) < 0.5 * wrong(move_whole(painted, seen.motion[:, context - 1].round()))
+
+
+def test_what_comes_into_view_is_laid_where_it_will_be_seen(model):
+    batch = as_batch(clips(3), model)
+    phases, motions = model.lattice.path(sightings(model, batch))
+    seen = Sighting(motions, sightings(model, batch).sure)
+    batch = replace(batch, valid=torch.tensor([[1.0] * 7 + [0.0]] * 3))
+    shown = torch.tensor([True, True, False])
+    beyond = Beyond(model, batch, seen, phases, first=2)
+
+    new, wrong = [], []
+    for t in range(2, len(WALK)):
+        belief = model.believe(batch.pixels[:, t])._replace(offset=phases[:, t])
+        camera = Sighting(motions[:, t], seen.sure[:, t])
+        before = model.anticipate(belief, batch.actions[:, t], camera).canvas
+        after = model.anticipate(belief, batch.actions[:, t], camera, ahead=beyond.at(t, shown)).canvas
+        before, after = (model.canvas.view(canvas) for canvas in (before, after))
+        came = (after[:, 3] > 0.5) & (before[:, 3] < 0.5)
+        assert ((before - after)[:, :3, 9:-9, 9:-9].abs() < 0.01).all()  # what was seen stays
+        new.append(came.sum((1, 2)))
+        wrong.append(((after[:, :3] - batch.pixels[:, t + 1]).abs().amax(1) > 0.02) & came)
+    new = torch.stack(new)
+    assert (new[:5, :2] > 30).all() and not new[:, 2].any() and not new[5].any()  # the last step is not valid
+    assert torch.stack(wrong).sum() < 0.1 * new.sum()
+
+
+@pytest.mark.parametrize("shown", [0.0, 1.0])
+def test_only_worlds_that_draw_tiles_show_what_lies_beyond(model, tiled, shown):
+    batch = as_batch(clips(), model)
+
+    assert begin(model, batch, 3, shows=True)[2] is None
+    seen, belief, beyond = begin(tiled, batch, 3, shows=shown > 0)
+
+    assert (beyond is not None) == (seen.cost is None) == (shown > 0)
+    assert belief.offset.shape == (2, 2)
+    losses = unroll_errors(tiled, batch, 3, LossWeights(shown=shown, guided=1.0), torch.Generator().manual_seed(0))
+    total_error(losses, LossWeights()).backward()
+    assert all(value.isfinite() for value in losses.values())
 
 
 def test_frames_of_a_prompt_are_seen_as_those_of_a_clip_are(model):

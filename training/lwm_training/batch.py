@@ -87,9 +87,14 @@ def at(seen: Sighting, t: int) -> Sighting:
 
 
 @torch.no_grad()
-def context_belief(model: WorldModel, batch: Batch, seen: Sighting, context: int) -> Belief:
-    """The belief after the first `context` real frames, observed one by one as an env does, without gradients."""
+def context_belief(
+    model: WorldModel, batch: Batch, seen: Sighting, context: int, offset: Tensor | None = None
+) -> Belief:
+    """The belief after the first `context` real frames, observed one by one as an env does, without gradients; begun
+    with an offset (B, 2), if it is known."""
     belief = model.believe(batch.pixels[:, 0])
+    if offset is not None:
+        belief = belief._replace(offset=offset)
     for t in range(context - 1):
         belief = model.observe(belief, batch.actions[:, t], batch.pixels[:, t + 1], at(seen, t))
     return belief

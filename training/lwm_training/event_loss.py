@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.world_model import WorldModel
-from lwm_training.batch import Batch, at, context_belief, mean_valid, sightings
+from lwm_training.batch import Batch, at, mean_valid
+from lwm_training.beyond import begin
 from lwm_training.camera_loss import LOST, strayed_on
 from lwm_training.loss import LossWeights, go_on, guidance, kinds_of
 
@@ -21,14 +22,14 @@ def event_errors(
     dream has not lost the real camera; `guided`, `shown` and `on_policy` clips as in `unroll_errors`."""
     told, counted = [], []
     with torch.no_grad():
-        seen = sightings(model, batch)
-        belief = context_belief(model, batch, seen, context)
+        seen, belief, beyond = begin(model, batch, context, weights.shown > 0)
         guided, dreams, shown = kinds_of(batch, weights, generator)
         astray = torch.zeros_like(belief.offset)
         for t in range(context - 1, batch.actions.shape[1]):
             target, sighting = batch.pixels[:, t + 1], at(seen, t)
-            camera, hints = guidance(model, belief, target, sighting, guided, shown)
-            proposal = model.propose(belief, batch.actions[:, t], camera, hints)
+            ahead, sides = (None, shown) if beyond is None else (beyond.at(t, shown & guided), None)
+            camera, hints = guidance(model, belief, target, sighting, guided, sides)
+            proposal = model.propose(belief, batch.actions[:, t], camera, hints, ahead)
             latent = model.tokenizer.levels[proposal.logits.argmax(2)]
             if not model.flows:
                 strayed = strayed_on(model, proposal.estimate, belief.offset, proposal.offset, astray, sighting)

@@ -15,7 +15,8 @@ from lwm_env.errors import ConfigMismatch
 from lwm_env.motion import FLOW, Hints
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
-from lwm_training.batch import Batch, at, chosen_with, context_belief, mean_valid, sightings
+from lwm_training.batch import Batch, at, chosen_with, mean_valid, sightings
+from lwm_training.beyond import begin
 from lwm_training.camera_loss import LOST, camera_errors, strayed_on
 from lwm_training.flow_loss import flow_distance, flow_error
 from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, lost_error, picture_error
@@ -56,8 +57,8 @@ class LossWeights:
     end: float = 0.1
     true_tokens: float = 0.3  # share of clips that are drawn from the true tokens instead of predicted ones
     guided: float = 0.6  # share of clips whose canvas follows the real camera, so that all pictures can be compared
-    shown: float = 0.0  # share of these that are shown the columns that come into view, as what draws ahead does;
-    # of a camera's dreams, the share of all clips
+    shown: float = 0.0  # share of these that are shown what comes into view, where what draws ahead does so: tiles
+    # beyond the view (`Beyond`), else columns at the sides; of a camera's dreams, the share of all clips
     # With a teacher (`[distill]`):
     on_policy: float = 1.0  # share of clips that go on from what the model drew; the others go on from the real frames
     teacher_latent: float = 1.0
@@ -227,16 +228,17 @@ def unroll_errors(
     led, however far from the real game that is.
     """
     steps = range(context - 1, batch.actions.shape[1])
-    seen = sightings(model, batch)
-    belief = context_belief(model, batch, seen, context)
-
+    seen, belief, beyond = begin(model, batch, context, weights.shown > 0)
     guided, dreams, shown = kinds_of(batch, weights, generator)
-    taught, parted = None if teaching is None else teaching.begin(batch, seen, context), torch.zeros_like(dreams)
+    taught, parted = None, torch.zeros_like(dreams)
+    if teaching is not None:
+        taught = teaching.begin(batch, sightings(model, batch), context)
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
-        camera, hints = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided, shown)
-        proposal = model.propose(belief, batch.actions[:, t], camera, hints)
+        ahead, sides = (None, shown) if beyond is None else (beyond.at(t, shown & guided), None)
+        camera, hints = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided, sides)
+        proposal = model.propose(belief, batch.actions[:, t], camera, hints, ahead)
         followed = followed & (sighting.sure | guided)
         if model.flows:
             errors = {"motion": flow_distance(model.motion.flow, proposal.estimate, sighting)}

@@ -3,6 +3,7 @@
 Shapes: B pictures of H x W pixels, in [-1, 1].
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,9 +27,11 @@ def changes(before: Tensor, after: Tensor) -> Tensor:
 
 def missing(here: Tensor, there: Tensor, reach: int) -> Tensor:
     """How far each colour of a picture is from all that another shows within `reach` pixels: (B, 3, H, W)."""
-    side = 2 * reach + 1
-    highest, lowest = (sign * F.max_pool2d(sign * there, side, stride=1, padding=reach) for sign in (1, -1))
-    return F.relu(here - highest) + F.relu(lowest - here)
+    both = torch.cat([there, -there], 1)
+    for kernel, padding in (((1, 2 * reach + 1), (0, reach)), ((2 * reach + 1, 1), (reach, 0))):  # half the time of one
+        both = F.max_pool2d(both, kernel, stride=1, padding=padding)
+    highest, lowest = both.chunk(2, 1)
+    return F.relu(here - highest) + F.relu(-lowest - here)
 
 
 def elsewhere(drawn: Tensor, real: Tensor) -> Tensor:

@@ -160,6 +160,29 @@ class Lattice:
         """The likeliest phase (B, 2) before what was seen, and the doubt (B, 2, BINS) of each phase after it: how badly
         it fits all that was seen, as `doubt` tells of the phases before, and motions near the estimates (B, 2), if
         there are any."""
+        doubts, ways = self._follow(doubt, estimate, seen)
+        likeliest = doubts.argmin(2, keepdim=True)
+        phase = self.wrap((likeliest - ways.gather(2, likeliest))[..., 0] * self.bin)
+        return phase, self._doubt(doubts, seen.sure)
+
+    def path(self, seen: Sighting) -> tuple[Tensor, Tensor]:
+        """The phases (B, T + 1, 2) and motions (B, T, 2) that fit best all that was seen in T steps, whose phases lead
+        to one another; where a step cannot be believed, a new path begins."""
+        doubts, ways, doubt = [], [], seen.motion.new_zeros(len(seen.motion), 2, BINS)
+        for motion, sure, cost in zip(*(part.unbind(1) for part in seen), strict=True):
+            doubts.append(doubt)
+            doubt, way = self._follow(doubt, None, Sighting(motion, sure, cost))
+            doubt = self._doubt(doubt, sure)
+            ways.append(way)
+        phases, motions = [doubt.argmin(2)], []
+        for sure, doubt, way in zip(reversed(seen.sure.unbind(1)), reversed(doubts), reversed(ways), strict=True):
+            motions.append(way.gather(2, phases[-1][..., None])[..., 0])
+            phases.append(torch.where(sure[:, None], (phases[-1] - motions[-1]) % BINS, doubt.argmin(2)))
+        return tuple(torch.stack(path[::-1], 1) * self.bin for path in (phases, motions))
+
+    def _follow(self, doubt: Tensor | None, estimate: Tensor | None, seen: Sighting) -> tuple[Tensor, Tensor]:
+        """What the best way to each phase after a step costs (B, 2, BINS), from the doubt of those before, and its
+        motion, in bins."""
         costs, steps = self._costs(seen, estimate)
         if doubt is None:
             doubt = torch.zeros_like(costs[..., 0])
@@ -167,29 +190,12 @@ class Lattice:
         before = (after[:, None] - steps[:, :, None]) % BINS  # (B, 2, BINS, M)
         trace = doubt[:, :, None].expand(-1, -1, BINS, -1).gather(3, before) + costs
         doubts, best = trace.min(3)
-        likeliest = doubts.argmin(2, keepdim=True)
-        step = steps.gather(2, best.gather(2, likeliest))
-        phase = self.wrap((likeliest - step)[..., 0] * self.bin)
-        return phase, (doubts - doubts.amin(2, keepdim=True)) * seen.sure[:, None, None]
+        return doubts, steps.gather(2, best)
 
-    def path(self, seen: Sighting) -> tuple[Tensor, Tensor]:
-        """The phases (B, T + 1, 2) and motions (B, T, 2) that fit best all that was seen in T steps, whose phases lead
-        to one another; where a step cannot be believed, a new path begins."""
-        after, doubts, ways = torch.arange(BINS, device=seen.motion.device), [], []
-        doubt = seen.motion.new_zeros(len(seen.motion), 2, BINS)
-        for motion, sure, cost in zip(*(part.unbind(1) for part in seen), strict=True):
-            costs, steps = self._costs(Sighting(motion, sure, cost), None)
-            before = (after[:, None] - steps[:, :, None]) % BINS
-            trace = doubt[:, :, None].expand(-1, -1, BINS, -1).gather(3, before) + costs
-            doubts.append(doubt)
-            doubt, best = trace.min(3)
-            doubt = (doubt - doubt.amin(2, keepdim=True)) * sure[:, None, None]
-            ways.append(steps.gather(2, best))
-        phases, motions = [doubt.argmin(2)], []
-        for sure, doubt, way in zip(reversed(seen.sure.unbind(1)), reversed(doubts), reversed(ways), strict=True):
-            motions.append(way.gather(2, phases[-1][..., None])[..., 0])
-            phases.append(torch.where(sure[:, None], (phases[-1] - motions[-1]) % BINS, doubt.argmin(2)))
-        return tuple(torch.stack(path[::-1], 1) * self.bin for path in (phases, motions))
+    @staticmethod
+    def _doubt(costs: Tensor, sure: Tensor) -> Tensor:
+        """What ways cost (B, 2, BINS) beyond the best, or nothing where a step cannot be believed (B,)."""
+        return (costs - costs.amin(2, keepdim=True)) * sure[:, None, None]
 
     def _costs(self, seen: Sighting, estimate: Tensor | None) -> tuple[Tensor, Tensor]:
         """What was seen against every phase after and motion (B, 2, BINS, M), and how far the motion is from an

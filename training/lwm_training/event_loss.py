@@ -12,7 +12,7 @@ from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, mean_valid
 from lwm_training.beyond import begin
 from lwm_training.camera_loss import LOST, strayed_on
-from lwm_training.loss import LossWeights, go_on, guidance, kinds_of
+from lwm_training.loss import LossWeights, go_on, kinds_of, led_step
 
 
 def event_errors(
@@ -27,9 +27,7 @@ def event_errors(
         astray = torch.zeros_like(belief.offset)
         for t in range(context - 1, batch.actions.shape[1]):
             target, sighting = batch.pixels[:, t + 1], at(seen, t)
-            ahead, sides = (None, shown) if beyond is None else (beyond.at(t, shown & guided), None)
-            camera, hints = guidance(model, belief, target, sighting, guided, sides)
-            proposal = model.propose(belief, batch.actions[:, t], camera, hints, ahead)
+            proposal = led_step(model, belief, batch, t, sighting, guided, shown, beyond)
             latent = model.tokenizer.levels[proposal.logits.argmax(2)]
             if not model.flows:
                 strayed = strayed_on(model, proposal.estimate, belief.offset, proposal.offset, astray, sighting)

@@ -16,7 +16,7 @@ from lwm_env.motion import FLOW, Hints
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, chosen_with, mean_valid, sightings
-from lwm_training.beyond import begin
+from lwm_training.beyond import Beyond, begin
 from lwm_training.camera_loss import LOST, camera_errors, strayed_on
 from lwm_training.flow_loss import flow_distance, flow_error
 from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, lost_error, picture_error
@@ -117,6 +117,23 @@ def guidance(
             movers = model.motion.sight_movers(belief.frames[:, -1], belief.memory, target)
         hints = hints._replace(movers=movers, led=guided)
     return camera._replace(sure=camera.sure & guided), hints
+
+
+def led_step(
+    model: WorldModel,
+    belief: Belief,
+    batch: Batch,
+    t: int,
+    camera: Sighting,
+    guided: Tensor,
+    shown: Tensor | None,
+    beyond: Beyond | None,
+) -> Proposal:
+    """Step t of clips of which some are `guided` and some `shown` what comes into view, as `kinds_of` has them: from
+    `beyond` the view, if that is known."""
+    ahead, sides = (None, shown) if beyond is None else (beyond.at(t, shown & guided), None)
+    camera, hints = guidance(model, belief, batch.pixels[:, t + 1], camera, guided, sides)
+    return model.propose(belief, batch.actions[:, t], camera, hints, ahead)
 
 
 def unlike(model: WorldModel, proposal: Proposal, target: Tensor) -> Tensor:
@@ -236,9 +253,7 @@ def unroll_errors(
     astray, followed, totals = torch.zeros_like(belief.offset), torch.ones_like(guided), {}
     for t in steps:
         sighting = at(seen, t)
-        ahead, sides = (None, shown) if beyond is None else (beyond.at(t, shown & guided), None)
-        camera, hints = guidance(model, belief, batch.pixels[:, t + 1], sighting, guided, sides)
-        proposal = model.propose(belief, batch.actions[:, t], camera, hints, ahead)
+        proposal = led_step(model, belief, batch, t, sighting, guided, shown, beyond)
         followed = followed & (sighting.sure | guided)
         if model.flows:
             errors = {"motion": flow_distance(model.motion.flow, proposal.estimate, sighting)}

@@ -1,16 +1,19 @@
 """What comes into view from above, where the view turns: rows above the picture, drawn before they are reached.
 
-As `lwm_env.ahead`, but the edge is the upper one, and the rows turn and shift with the picture until they are in it.
-They are kept above the view on the canvas, which stands still in such worlds.
+As `lwm_env.ahead`, but the edge is the upper one, and the rows are laid on the map (`lwm_env.ground`) that pictures
+are read from. They are longer than the view is wide, so that what a turn brings into it from the sides was drawn too,
+and what lies around is seen by what draws them.
 
-Shapes: B worlds, pictures of H x W pixels, S rows above them.
+Shapes: B worlds, pictures of H x W pixels, S rows above them, from E pixels to the left to E to the right; R rows of
+the picture that are looked at.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lwm_env.ahead import Ahead, AheadConfig
-from lwm_env.memory import paint, to_bytes, to_numbers
+from lwm_env.memory import paint
 
 NEAREST = 8  # rows above the edge: more are drawn when some of them are unseen
 ENOUGH = 0.8  # share of them
@@ -20,35 +23,23 @@ class Above(Ahead):
     """Draws rows above the view. Crops lie on their side: their right end is what is farthest above."""
 
     def __init__(self, config: AheadConfig, patch: int, frame_size: tuple[int, int], margin: int) -> None:
-        super().__init__(config, patch, (frame_size[1], frame_size[0]), margin)
+        super().__init__(config, patch, (frame_size[1] + 2 * config.beside, frame_size[0]), margin)
 
-    def lying(self, canvas: Tensor) -> Tensor:
-        """What a canvas has above the view: (B, 4, S, W), colours and whether they were seen."""
-        return torch.cat(to_numbers(canvas[self._place]), 1)
+    def crop(self, around: Tensor, last: Tensor) -> Tensor:
+        """What lies around the upper edge of the view (B, 4, S + R, W + 2 E), with the last picture (B, 3, H, W) where
+        that is: (B, 4, W + 2 E, R + S)."""
+        config, view = self.config, last[:, :, : self.config.reach]
+        view = F.pad(view, (config.beside, config.beside, config.width, 0))
+        seen = F.pad(torch.ones_like(last[:, :1, : config.reach]), (config.beside, config.beside, config.width, 0))
+        return aside(torch.where(seen > 0, torch.cat([view, seen], 1), around))
 
-    def lay(self, canvas: Tensor, above: Tensor) -> Tensor:
-        """The canvas with that above the view."""
-        laid = canvas.clone()
-        laid[self._place] = to_bytes(above) if canvas.dtype == torch.uint8 else above
-        return laid
-
-    @property
-    def _place(self) -> tuple[slice, ...]:
-        across = slice(self.margin, self.margin + self.frame_size[0])
-        return slice(None), slice(None), slice(self.margin - self.config.width, self.margin), across
-
-    def crop(self, above: Tensor, last: Tensor) -> Tensor:
-        """The upper rows of the last picture (B, 3, H, W), and what lies above it: (B, 4, W, R + S)."""
-        view = last[:, :, : self.config.reach]
-        upright = torch.cat([above, torch.cat([view, torch.ones_like(view[:, :1])], 1)], 2)
-        return aside(upright)
-
-    def forward(self, above: Tensor, last: Tensor, noise: Tensor | None = None, temperature: float = 0.0) -> Tensor:
-        """What lies above (B, 4, S, W), drawn on where too little of it was seen; the noise and its temperature as in
-        `choose`."""
-        crop, edge = self.crop(above, last), torch.zeros_like(above[:, 0, 0, 0], dtype=torch.bool)
+    def forward(self, around: Tensor, last: Tensor, noise: Tensor | None = None, temperature: float = 0.0) -> Tensor:
+        """Of what lies around the upper edge, as for `crop`, the rows above it (B, 4, S, W + 2 E), drawn on where too
+        little of them was seen; the noise and its temperature as in `choose`."""
+        crop, edge = self.crop(around, last), torch.zeros_like(around[:, 0, 0, 0], dtype=torch.bool)
         features = self.look(crop, edge)
         strip = self.draw(features, self.choose(features, noise, temperature)).clamp(-1, 1)
+        above = around[:, :, : self.config.width]
         known = above[:, 3:]
         wanted = known[:, 0, -NEAREST:].mean((1, 2)) < ENOUGH
         return paint(above, upright(strip), (1 - known) * wanted[:, None, None, None])

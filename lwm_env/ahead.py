@@ -10,6 +10,7 @@ what moves the picture copies it.
 Shapes: B worlds, pictures of H x W pixels, a strip of H x S, a crop of H x (R + S), the strip at its right end.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from lwm_env.memory import paint, to_numbers
 
 TOLD = 8  # channels in which a code tells something of each cell of the strip
 NEAREST = 2  # columns at the edge: the strip is drawn when most of them are unseen
+NEVER = -1e4  # logit of a code that is not drawn
 PLANES = 6  # of a crop: colours, whether they were seen, which edge it is, the row
 
 
@@ -36,18 +38,22 @@ class AheadConfig:
     code_dim: int = 5
     levels: int = 4  # of each number of a code, so there are levels ** code_dim codes
     words: int = 1  # codes that tell a strip, one after the other
+    least: float = 0.0  # codes less likely than this times the likeliest are never drawn; what they show is often amiss
     tiles: int = 0  # 1: strips of whole tiles of the camera's lattice, see `lwm_env.ahead_tiles`
     palette: int = 0  # with tiles, how many are known by heart
     rows: int = 0  # with tiles, pixels of a strip above or below the view; 0: nothing is drawn ahead there
+    beside: int = 0  # of a view that turns, pixels by which strips above it are longer at either end
 
     def __post_init__(self) -> None:
         if self.tiles not in (0, 1):
             raise ValueError(f"AheadConfig.tiles must be 0 or 1, got {self.tiles}")
         least = min(self.reach, self.dim, self.blocks, self.glance_dim, self.code_dim, self.words)
-        if least < 1 or min(self.width, self.rows, self.palette) < 0:
+        if least < 1 or min(self.width, self.rows, self.beside, self.palette) < 0:
             raise ValueError(
-                f"AheadConfig's width, rows and palette must be at least 0 and all else at least 1, got {self}"
+                f"AheadConfig's width, rows, beside and palette must be at least 0 and all else at least 1, got {self}"
             )
+        if not 0 <= self.least < 1:
+            raise ValueError(f"AheadConfig.least must be at least 0 and below 1, got {self.least}")
         if self.levels < 2 or self.levels**self.code_dim > 4096:
             raise ValueError(f"AheadConfig allows 2 to 4096 codes, got {self.levels} ** {self.code_dim}")
 
@@ -172,6 +178,9 @@ class Ahead(nn.Module):
         for word in range(self.config.words):
             logits = self.logits(features, numbers)
             if noise is not None and temperature > 0:
+                if self.config.least:
+                    below = logits < logits.amax(1, keepdim=True) + math.log(self.config.least)
+                    logits = logits.masked_fill(below, NEVER)
                 logits = logits + temperature * noise[:, word * len(self.codes) :][:, : len(self.codes)]
             numbers = torch.cat([numbers, self.codes[logits.argmax(1)]], 1)
         return numbers

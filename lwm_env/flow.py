@@ -3,12 +3,12 @@ shift.
 
 A flat world seen from above turns and shifts as a whole (`RIGID`): three numbers tell all of it, so nothing bends
 however long one dreams. They are those of the step before and what the action changes in them; where real frames are
-given, registration tells them. A world in depth has a field that is told at a coarse grid and is linear between its
-points (`FREE`; dense motion: Finn et al., 2016, arXiv:1605.07157). There every pixel is one of the last picture's, and
-how far it is from where it belongs is kept: what is interpolated again and again is gone after eight steps.
+given, registration tells them. What was seen lies on a map (`Ground`), and pictures are read from it. A world in depth
+has a field that is told at a coarse grid and is linear between its points (`FREE`; dense motion: Finn et al., 2016,
+arXiv:1605.07157). There every pixel is one of the last picture's, and how far it is from where it belongs is kept:
+what is interpolated again and again is gone after eight steps.
 
-Shapes: B worlds, C channels, h x w grid points, the outermost at the corners of a picture of H x W pixels, S rows above
-it that were drawn ahead.
+Shapes: B worlds, C channels, h x w grid points, the outermost at the corners of a picture of H x W pixels.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lwm_env.ground import POSE, Ground
 from lwm_env.layers import Pointwise
 from lwm_env.registration import Sighting
 from lwm_env.turning import affine, places, sample, sight_turn, sources
@@ -26,17 +27,15 @@ STRIDE = 4.0  # pixels that a feature of 1 moves a grid point by
 TURN = 0.1  # radians that a feature of 1 turns the view by
 HIDDEN = 128
 CARRY = 64  # numbers that a turn carries from step to step, beside its motion
-KNOWN = 0.75  # share of a moved pixel that must have been seen
 
 
 class Flowed(NamedTuple):
-    """The last picture as the view now has it, (B, 3, H, W); which of its pixels were in sight before, (B, 1, H, W);
-    what lies above it, (B, 4, S, W) as a canvas has it; how the view turned as the network thinks, (B, 3); and what is
-    kept, (B, kept_dim)."""
+    """What was seen as the view now has it, (B, 3, H, W); which of its pixels that were, (B, 1, H, W); the map, its
+    middle near the view's; how the view turned as the network thinks, (B, 3); and what is kept, (B, kept_dim)."""
 
     picture: Tensor
     inside: Tensor
-    above: Tensor
+    map: Tensor
     motion: Tensor
     kept: Tensor
 
@@ -45,58 +44,50 @@ class Turn(nn.Module):
     """A view from above that shifts and turns as a whole. How it went and the actions tell how it goes on; what the
     picture adds, such as grass under the wheels, is little beside that (docs/ablations.md, session 11)."""
 
-    kept_dim = 3 + CARRY
+    kept_dim = 3 + CARRY + POSE
 
     def __init__(self, frame_size: tuple[int, int], action_dim: int) -> None:
         super().__init__()
         self.middle = tuple((side - 1) / 2 for side in frame_size)
+        self.ground = Ground(frame_size)
         self.enter = nn.Sequential(nn.Linear(action_dim + 3, CARRY), nn.SiLU())
         self.steer = nn.GRUCell(CARRY, CARRY)
         self.whole = nn.Sequential(nn.Linear(CARRY, CARRY), nn.SiLU(), nn.Linear(CARRY, 3))
         nn.init.zeros_(self.whole[-1].weight)
         nn.init.zeros_(self.whole[-1].bias)
-        self.aspect = nn.Parameter(torch.zeros(()))  # log of rows over columns of a length
+        self.aspect = nn.Parameter(torch.zeros(()))  # of rows over columns of a length
         self.register_buffer("units", torch.tensor([STRIDE, STRIDE, TURN]), persistent=False)
-        for name, middle in zip(("rows", "columns"), self.middle, strict=True):
-            self.register_buffer(f"{name}_at", torch.arange(2 * middle + 1) - middle, persistent=False)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
         """How the view went between two real pictures (B, 3, H, W)."""
         return sight_turn(before, after, self.aspect.exp().to(before.device))
 
-    def estimate(self, action: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """The next motion (B, 3) in pixels and radians, from the embedded action (B, A) and what is kept; and what is
-        carried on (B, CARRY)."""
-        motion, carry = kept.split([3, CARRY], 1)
+    def estimate(self, action: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """The next motion (B, 3) in pixels and radians, from the embedded action (B, A), the motion before and what was
+        carried (B, 3 + CARRY); and what is carried on (B, CARRY)."""
+        motion, carry = known.split([3, CARRY], 1)
         carry = self.steer(self.enter(torch.cat([action, motion / self.units], 1)), carry)
         return motion + self.units * self.whole(carry), carry
 
-    def forward(
-        self, last: Tensor, above: Tensor | None, action: Tensor, kept: Tensor, seen: Sighting | None = None
-    ) -> Flowed:
-        """The last picture (B, 3, H, W) and what lies above it, moved as estimated, or as was `seen` where that is
-        sure."""
-        motion, carry = self.estimate(action, kept)
+    def forward(self, last: Tensor, map_: Tensor, action: Tensor, kept: Tensor, seen: Sighting | None = None) -> Flowed:
+        """The view on the map after it has moved as estimated, or as was `seen` where that is sure. What the map does
+        not know is taken from the last picture (B, 3, H, W)."""
+        motion, carry = self.estimate(action, kept[:, :-POSE])
         taken = motion if seen is None else torch.where(seen.sure[:, None], seen.motion, motion)
-        moved = self.move(last, above, taken)
-        return Flowed(*moved, motion, torch.cat([taken, carry], 1))
+        aspect = self.aspect.detach().exp()
+        pose = self.ground.go(kept[:, -POSE:], taken.detach(), aspect)
+        map_, pose = self.ground.centre(map_, pose)
+        shown, known = self.ground.read(map_, pose, aspect)
+        moved, inside = self.move(last, taken)
+        picture = torch.where(known > 0, shown, moved)
+        return Flowed(picture, torch.maximum(known, inside), map_, motion, torch.cat([taken, carry, pose], 1))
 
-    def move(self, last: Tensor, above: Tensor | None, motion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The picture, what of it was in sight, and what lies above it, after a motion (B, 3). What comes in from
-        outside is the edge."""
-        view = torch.cat([last, torch.ones_like(last[:, :1])], 1)
-        size, rows, (down, right) = 0, self.rows_at, self.middle
-        if above is not None:
-            size, edge = above.shape[2], last[:, :, :1]
-            colours, known = above.split([3, 1], 1)
-            view = torch.cat([torch.cat([edge + known * (colours - edge), known], 1), view], 2)
-            rows = torch.cat([rows[:1] + torch.arange(-size, 0, device=rows.device), rows])
-        source = sources(affine(motion, self.aspect.exp()), places(rows, self.columns_at))
-        inside = (source[..., 0] >= -down - size) & (source[..., 0] <= down) & (source[..., 1].abs() <= right)
-        colours, known = sample(view, source, (down + size, right)).split([3, 1], 1)
-        known = ((known > KNOWN) & inside[:, None]).to(colours.dtype)
-        moved = torch.cat([colours, known], 1)
-        return colours[:, :, size:], known[:, :, size:], moved[:, :, :size]
+    def move(self, last: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """The last picture (B, 3, H, W) after a motion (B, 3), and what of it was in sight; what comes in from outside
+        is the edge."""
+        source = sources(affine(motion, self.aspect.exp()), places(self.ground.rows_at, self.ground.columns_at))
+        inside = (source.abs() <= source.new_tensor(self.middle)).all(3)
+        return sample(last, source, self.middle), inside[:, None].to(last.dtype)
 
 
 class Flow(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lwm_env.eyes import NOTHING, Places
 from lwm_env.flow import FREE, RIGID, Flow, Turn
+from lwm_env.ground import POSE
 from lwm_env.layers import ConvBlock, Pointwise, SpatialAttention, hard_gate
 from lwm_env.memory import Views
 from lwm_env.movers import GOES, Foresight, Going, Movers
@@ -58,7 +59,7 @@ class Reading(NamedTuple):
     features: Tensor  # (B, 2C, h, w)
     copies: Tensor  # (B, F + M, 3, H, W), the last picture as the flow and each mover have it
     inside: Tensor  # (B, F, H, W), which pixels of the flow's copy were in sight before
-    above: Tensor  # (B, 4, S, W), what lies above the picture then
+    ground: Tensor  # the map of a view that turns, as it then lies, or (B, 3, 0, W)
     turn: Tensor  # (B, motion_dim) how the flow goes, as the network thinks, or (B, 0)
     shown: Tensor  # (B, 3 M, H, W), how much a pixel shows of each mover, 1 at most, will show, and where it comes
     distance: Tensor  # (B, M, H, W), how far a pixel is from each mover
@@ -73,7 +74,7 @@ class Hints(NamedTuple):
     movers: Going | None = None  # what really becomes of them
     led: Tensor | None = None  # (B,), whether what is seen of the movers is taken; None: everywhere
     turned: Sighting | None = None  # how a view that turns really went
-    above: Tensor | None = None  # (B, 4, S, W), what lies above the picture
+    ground: Tensor | None = None  # of such a view the map, see `Ground`
     sides: Tensor | None = None  # (B, 4, H, W), the next picture, and where its new columns are taken from it
     chance: Tensor | None = None  # (B, 3M), to be added to the logits of the movers' fates
 
@@ -169,6 +170,10 @@ class Motion(nn.Module):
         """The motion (B, 3) with which a view that turns came to be, of what is kept (B, kept_dim)."""
         return memory[:, self.config.memory_dim : self.config.memory_dim + 3]
 
+    def pose(self, memory: Tensor) -> Tensor:
+        """Where such a view lies on its map, of what is kept: (B, 3), see `Ground`."""
+        return memory.split(self._kept, 1)[1][:, -POSE:]
+
     def landed(self, memory: Tensor) -> Tensor:
         """What is kept (B, kept_dim) once the next picture is a real one: its pixels are where they belong, and movers
         are where they are seen."""
@@ -197,9 +202,9 @@ class Motion(nn.Module):
         copies, inside = last[:, None][:, :0], last[:, :0]
         shown, distance, told = last[:, :0], last[:, :0], action[:, :0]
         empty = distance > 0
-        turn, above = action[:, :0], last[:, :, :0]
+        turn, ground = action[:, :0], last[:, :, :0]
         if isinstance(self.flow, Turn):
-            moved, inside, above, turn, flow_kept = self.flow(last, hints.above, action, flow_kept, hints.turned)
+            moved, inside, ground, turn, flow_kept = self.flow(last, hints.ground, action, flow_kept, hints.turned)
             copies = moved[:, None]
         elif self.flow is not None:
             moved, inside, turn, flow_kept = self.flow(x, last, flow_kept, hints.turned)
@@ -218,7 +223,7 @@ class Motion(nn.Module):
             memory = self.remember(torch.cat([noticed, action, carry], 1), memory)
         features = torch.cat([recent, F.pixel_shuffle(self.up(x), 2)], 1)
         kept = torch.cat([memory, flow_kept, carry, places], 1)
-        return Reading(features, copies, inside, above, turn, shown, distance, empty, told, kept)
+        return Reading(features, copies, inside, ground, turn, shown, distance, empty, told, kept)
 
     def foretold(self, foresight: Foresight, places: Tensor, hints: Hints) -> Going:
         """What becomes of the movers at places (B, M, 2): what was seen of it, if anything, else what is likeliest."""

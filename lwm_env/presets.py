@@ -8,7 +8,7 @@ from lwm_env.ahead import AheadConfig
 from lwm_env.camera import CameraConfig
 from lwm_env.dynamics import DynamicsConfig
 from lwm_env.errors import ConfigMismatch
-from lwm_env.flow import FREE
+from lwm_env.flow import FREE, RIGID
 from lwm_env.lattice import LINES
 from lwm_env.motion import MotionConfig
 from lwm_env.tokenizer import TokenizerConfig
@@ -53,9 +53,10 @@ class ModelConfig:
                     f"{self.camera.lattice}, but strips of tiles need a lattice and are at least two tiles wide: set "
                     f"ahead.width, and ahead.rows unless it is 0, to a multiple of a tile's pixels."
                 )
-        if ahead.width and (ahead.width % patch or ahead.reach % patch):
+        if ahead.width and (ahead.width % patch or ahead.reach % patch or ahead.beside % patch):
             raise ConfigMismatch(
-                f"ahead.width {ahead.width} and ahead.reach {ahead.reach} must be multiples of {whose}, {patch}."
+                f"ahead.width {ahead.width}, ahead.reach {ahead.reach} and ahead.beside {ahead.beside} must be "
+                f"multiples of {whose}, {patch}."
             )
         if ahead.width and (max(ahead.width, ahead.rows) >= self.margin or ahead.reach > min(self.frame_size)):
             raise ConfigMismatch(
@@ -72,6 +73,8 @@ class ModelConfig:
             raise ConfigMismatch(
                 "a view in depth (motion.flow = 1) has no edge to draw ahead at: set ahead.width to 0."
             )
+        if ahead.beside and self.motion.flow != RIGID:
+            raise ConfigMismatch(f"ahead.beside is {ahead.beside}, but the view does not turn: set it to 0.")
 
     @property
     def cells(self) -> tuple[int, int]:

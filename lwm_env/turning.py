@@ -49,16 +49,18 @@ def places(rows: Tensor, columns: Tensor) -> Tensor:
 
 def sources(map_: Tensor, where: Tensor) -> Tensor:
     """Where places (h, w, 2) were before, (B, h, w, 2), by maps (B, 2, 3)."""
-    return _times(map_[:, None, None, :, :2], where) + map_[:, None, None, :, 2]
+    down, right = where.unbind(-1)
+    rows = (row[:, None, None] for row in map_.unbind(1))  # sums by hand: torch is slow at those of two numbers
+    return torch.stack([row[..., 0] * down + row[..., 1] * right + row[..., 2] for row in rows], -1)
 
 
-def sample(picture: Tensor, source: Tensor, middle: tuple[float, float]) -> Tensor:
+def sample(picture: Tensor, source: Tensor, middle: tuple[float, float], mode: str = "bilinear") -> Tensor:
     """Pictures (B, C, H, W) at places (B, h, w, 2) counted from the row and column `middle`; beyond the edge, the
-    edge: (B, C, h, w)."""
+    edge: (B, C, h, w). `mode` is how they are interpolated."""
     height, width = picture.shape[-2:]
     down, right = source.unbind(-1)
     grid = [(right + middle[1]) * (2 / (width - 1)) - 1, (down + middle[0]) * (2 / (height - 1)) - 1]
-    return F.grid_sample(picture, torch.stack(grid, -1), padding_mode="border", align_corners=True)
+    return F.grid_sample(picture, torch.stack(grid, -1), mode, padding_mode="border", align_corners=True)
 
 
 @torch.no_grad()

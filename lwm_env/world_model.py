@@ -133,28 +133,39 @@ class WorldModel(nn.Module):
         """Where the camera goes, and the canvas there, with the last picture painted on it. A `sighting` of the real
         next frame, (B, 2) or of a flow (B, motion_dim), corrects the estimate; `hints` are of the movers. What draws
         `ahead` does so on the canvas before it moves by whole pixels (B, 2) from its offset, or, in a view that turns,
-        above the last picture."""
+        above the last picture. There the canvas is a map, see `Ground`."""
         action = self.embed(action)
         last = belief.frames[:, -1]
         turned, sighting = (sighting, None) if self.flows else (None, sighting)
         estimate, carry = self.camera(last, action, belief.motion, belief.offset, belief.carry)
         pixels, motion, offset = self.correct(belief.offset, estimate, sighting)
         scroll = self.scrolling.scroll(belief.offset, pixels, offset)
-        above = self.ahead.lying(belief.canvas) if isinstance(self.ahead, Above) else None
-        if above is not None and ahead is not None:
-            above = ahead(above, last)
-        hints = hints._replace(turned=turned, above=above)
+        hints = hints._replace(turned=turned)
+        if self.turns:
+            hints = hints._replace(ground=self.surveyed(belief, ahead))
         reading = self.motion.read(belief.frames, action, scroll.travel, scroll.fraction, belief.memory, hints)
-        canvas = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
-        if above is None and ahead is not None:
-            canvas = ahead(canvas, scroll.towards, belief.offset)
-        before, canvas = canvas, move_lines(canvas, scroll.down, scroll.right)
+        if self.turns:
+            before = canvas = reading.ground
+        else:
+            before = self.canvas.write(belief.canvas, last, self.motion.lasting(reading.features))
+            if ahead is not None:
+                before = ahead(before, scroll.towards, belief.offset)
+            canvas = move_lines(before, scroll.down, scroll.right)
         if hints.sides is not None:
             canvas = self.canvas.fill_sides(canvas, hints.sides, scroll.right)
-        if above is not None:
-            canvas = self.ahead.lay(canvas, reading.above)
         estimate = reading.turn if self.flows else estimate
         return Anticipation(reading, estimate, motion, scroll.travel, carry, before, canvas, offset)
+
+    def surveyed(self, belief: Belief, ahead: Callable[..., Tensor] | None = None) -> Tensor:
+        """The map of a view that turns with the last picture laid on it, and what is drawn `ahead` above it."""
+        ground, aspect = self.motion.flow.ground, self.motion.flow.aspect.detach().exp()
+        pose, last, above = self.motion.pose(belief.memory), belief.frames[:, -1], None
+        if ahead is not None:
+            sizes = self.config.ahead
+            around = ground.around(sizes.width, sizes.reach, sizes.beside)
+            shown, known = ground.read(belief.canvas, pose, aspect, around)
+            above = ahead(torch.cat([shown * known, known], 1), last)
+        return ground.write(belief.canvas, last, pose, aspect, above)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:
         """How the camera went between two real pictures (B, 3, H, W): by registration, unless it stands still. A field
@@ -178,8 +189,11 @@ class WorldModel(nn.Module):
             belief = belief._replace(offset=torch.where(sighting.sure[:, None], phase, belief.offset))
         ahead = self.anticipate(belief, action, sighting)
         frames = torch.cat([belief.frames[:, 1:], picture[:, None]], 1)
-        memory = self.motion.landed(ahead.reading.memory)
-        return Belief(frames, ahead.canvas, ahead.offset, ahead.motion, ahead.carry, memory, doubt)
+        memory, canvas = self.motion.landed(ahead.reading.memory), ahead.canvas
+        if self.turns:
+            flow = self.motion.flow
+            canvas = flow.ground.write(canvas, picture, self.motion.pose(memory), flow.aspect.exp(), replace=True)
+        return Belief(frames, canvas, ahead.offset, ahead.motion, ahead.carry, memory, doubt)
 
     def propose(
         self,
@@ -192,7 +206,10 @@ class WorldModel(nn.Module):
         """Everything about the next step that is known before its tokens are sampled; the rest as for `anticipate`."""
         next_ = self.anticipate(belief, action, sighting, hints, ahead)
         offset = next_.offset.detach()
-        views = self.scrolling.views(self.canvas, next_._replace(offset=offset), hints.sides)
+        if self.turns:  # pictures are read from the map already
+            views = self.canvas.views(torch.zeros_like(next_.canvas), offset)
+        else:
+            views = self.scrolling.views(self.canvas, next_._replace(offset=offset), hints.sides)
         composed = self.motion.compose(next_.reading, belief.frames[:, -1], views, self.embed(action), next_.travel)
         moved_latent = self.tokenizer.encode(composed.picture)
         logits, hidden = self.dynamics(composed.features, moved_latent)
@@ -203,8 +220,11 @@ class WorldModel(nn.Module):
         )  # fmt: skip
 
     def draw(self, proposal: Proposal, latent: Tensor) -> Tensor:
-        """The next picture (B, 3, H, W), drawn from `latent` (B, D, h, w); background where nothing else can be."""
+        """The next picture (B, 3, H, W), drawn from `latent` (B, D, h, w); background where nothing else can be, and
+        what is mounted on a view that turns, see `Ground`."""
         drawn = self.tokenizer.decode(latent, proposal.moved)
+        if self.turns:
+            return self.motion.flow.ground.restore(drawn)
         if self.motion.movers is None:
             return drawn
         return torch.where(proposal.empty, self.motion.movers.appearance.background[:3], drawn)

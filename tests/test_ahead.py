@@ -179,6 +179,19 @@ def test_of_two_things_that_may_come_one_is_drawn_whole(ahead):
     assert (torch.cdist(likeliest[first].mean((2, 3)), colours).argmin(1) == 0).all()
 
 
+def test_codes_far_less_likely_than_the_likeliest_are_never_drawn():
+    """Of probabilities 0.6, 0.3, 0.06 and 0.04 the last two are below a fifth of the first, and left out."""
+    config = AheadConfig(width=STRIP, reach=8, dim=8, code_dim=1, least=0.2)
+    ahead, likely = Ahead(config, 4, (16, 16), 8), torch.tensor([0.6, 0.3, 0.06, 0.04])
+    ahead.logits = lambda features, told: likely.log().expand(len(features), -1)
+    noise = -torch.log(-torch.log(torch.rand(4000, 4, generator=torch.Generator().manual_seed(0))))
+
+    numbers = ahead.choose(torch.zeros(4000, 1), noise, 1.0)
+    drawn = (numbers == ahead.codes[:, 0]).float().mean(0)
+
+    assert drawn[2:].sum() == 0 and drawn[0].item() == pytest.approx(2 / 3, abs=0.03)
+
+
 def test_a_world_draws_ahead_in_dreams_and_samples_nothing_else(tiny_config, tiny_spec):
     torch.manual_seed(0)
     model = WorldModel(tiny_config.override({"ahead.width": STRIP, "ahead.code_dim": 2}), tiny_spec).eval()
@@ -193,8 +206,10 @@ def test_a_world_draws_ahead_in_dreams_and_samples_nothing_else(tiny_config, tin
 
 
 def test_sizes_that_do_not_fit_are_told(tiny_config):
-    with pytest.raises(ConfigMismatch, match=r"ahead\.width 6 and .* multiples of the tokenizer's patch, 4"):
+    with pytest.raises(ConfigMismatch, match=r"ahead\.width 6, .* multiples of the tokenizer's patch, 4"):
         tiny_config.override({"ahead.width": 6})
+    with pytest.raises(ConfigMismatch, match=r"ahead\.beside is 4, but the view does not turn"):
+        tiny_config.override({"ahead.width": 4, "ahead.beside": 4})
     with pytest.raises(ConfigMismatch, match=r"ahead\.width 40 and ahead\.rows 0 must be below the margin"):
         tiny_config.override({"ahead.width": 40})
     with pytest.raises(ValueError, match="4096 codes"):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from lwm_env.errors import ConfigMismatch
-from lwm_env.flow import CARRY, STRIDE, Flow, Turn
+from lwm_env.flow import STRIDE, Flow, Turn
 from lwm_env.motion import FLOW
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
@@ -59,8 +59,8 @@ def turning(aspect: float = 1.0) -> Turn:
 
 
 def test_a_flat_world_turns_and_shifts_as_a_whole():
-    shifted, inside, _ = turning().move(picture(1), None, torch.tensor([[2.0, -1.0, 0]]))
-    turned, all_inside, _ = turning().move(picture(1), None, torch.tensor([[0, 0, math.pi / 2]]))
+    shifted, inside = turning().move(picture(1), torch.tensor([[2.0, -1.0, 0]]))
+    turned, all_inside = turning().move(picture(1), torch.tensor([[0, 0, math.pi / 2]]))
 
     assert torch.allclose(shifted[..., 2:, :-1], picture(1)[..., :-2, 1:], atol=1e-4)
     assert inside[0, 0, 2:, :-1].all() and not inside[0, 0, :2].any() and not inside[0, 0, :, -1].any()
@@ -71,37 +71,28 @@ def test_a_flat_world_turns_and_shifts_as_a_whole():
 def test_a_length_that_takes_half_as_many_rows_as_columns_is_turned_as_such():
     right = (torch.arange(16.0) - 7.5).expand(16, 16)
 
-    moved = turning(0.5).move(torch.stack([right, right.T, right])[None], None, torch.tensor([[0, 0, math.pi / 2]]))
-    rights, downs = moved[0][0, :2]
+    moved, _ = turning(0.5).move(torch.stack([right, right.T, right])[None], torch.tensor([[0, 0, math.pi / 2]]))
+    rights, downs = moved[0, :2]
 
     assert torch.allclose(rights, -2 * right.T.clamp(-3.75, 3.75), atol=1e-4)
     assert torch.allclose(downs, right / 2, atol=1e-4)
 
 
-def test_what_lies_above_comes_into_view_and_what_was_not_seen_there_does_not():
-    whole = torch.rand(1, 3, 20, 16, generator=torch.Generator().manual_seed(1))
-    above = torch.cat([whole[:, :, :4], torch.ones(1, 1, 4, 16)], 1)
-    above[..., :8] = 0  # nothing is known of the left half
-
-    moved, inside, rest = turning().move(whole[:, :, 4:], above, torch.tensor([[3.0, 0, 0]]))
-
-    assert torch.allclose(moved[..., 8:], whole[:, :, 1:17, 8:], atol=1e-5) and inside[..., 8:].all()
-    assert torch.allclose(moved[:, :, 3:, :8], whole[:, :, 4:17, :8], atol=1e-5)
-    assert inside[:, :, 3:, :8].all() and not inside[:, :, :3, :8].any()
-    assert torch.allclose(rest[0, :3, 3, 8:], whole[0, :, 0, 8:], atol=1e-5)
-    assert rest[0, 3].sum() == 8 and rest[0, 3, 3, 8:].all()
-
-
 def test_what_was_seen_overrules_what_is_estimated_and_is_kept():
     turn = turning()
-    kept = torch.cat([torch.tensor([[1.0, 2.0, 0.1]] * 2), torch.zeros(2, CARRY)], 1)
+    kept = torch.cat([torch.tensor([[1.0, 2.0, 0.1]] * 2), torch.zeros(2, turn.kept_dim - 3)], 1)
+    map_ = torch.zeros(2, 4, 24, 24)
     seen = Sighting(torch.tensor([[3.0, 0, 0], [5.0, 5.0, 1.0]]), torch.tensor([True, False]))
 
-    flowed = turn(picture(2), None, torch.zeros(2, 2), kept, seen)
+    flowed = turn(picture(2), map_, torch.zeros(2, 2), kept, seen)
 
     assert torch.allclose(flowed.motion, kept[:, :3])  # at first it goes on as it went
     assert torch.allclose(flowed.kept[:, :3], torch.tensor([[3.0, 0, 0], [1.0, 2.0, 0.1]]))
-    assert torch.equal(flowed.picture[:1], turn.move(picture(1), None, seen.motion[:1])[0])
+    assert torch.equal(flowed.picture[:1], turn.move(picture(1), seen.motion[:1])[0])  # nothing is on the map
+    written = turn.ground.write(map_, picture(2), kept[:, -3:], torch.ones(()))
+    known = turn(picture(2), written, torch.zeros(2, 2), kept, seen)
+    assert not torch.equal(known.picture[1], flowed.picture[1])
+    assert torch.allclose(known.picture[0, :, 5:-1, 1:-1], picture(2)[0, :, 2:-4, 1:-1], atol=1e-5)
 
 
 def test_between_grid_points_the_field_is_linear():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwm_env.flow import Flow, Turn
+from lwm_env.flow import CARRY, Flow, Turn
 from lwm_env.motion import Motion
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
@@ -74,20 +74,22 @@ def turn_errors(
 ) -> dict[str, Tensor]:
     """`motion`: how far a view that turns goes from the real one, led by what is seen until the `context`-th frame and
     then on its own, mean over the valid steps from there on, of this batch and of others replayed. `flow`: the
-    `flow_error` of copies that turn as was seen, which teaches the aspect."""
+    `flow_error` of copies that turn as was seen, which teaches the aspect. Notices what is mounted on the view."""
     turn, seen = model.motion.flow, sightings(model, batch)
     actions = model.embed(batch.actions.flatten(0, 1)).unflatten(0, batch.valid.shape)
     drives = replay.mix(Drives(actions, seen.motion, seen.sure, batch.valid), generator)
-    kept, errors = drives.actions.new_zeros(len(drives.valid), turn.kept_dim), []
+    known, errors = drives.actions.new_zeros(len(drives.valid), 3 + CARRY), []
     for t in range(drives.valid.shape[1]):
         sighting = Sighting(drives.motion[:, t], drives.sure[:, t])
-        motion, carry = turn.estimate(drives.actions[:, t], kept)
+        motion, carry = turn.estimate(drives.actions[:, t], known)
         errors.append(flow_distance(turn, motion, sighting))
         led = sighting.sure & (t < context - 1)
-        kept = torch.cat([torch.where(led[:, None], sighting.motion, motion), carry], 1)
+        known = torch.cat([torch.where(led[:, None], sighting.motion, motion), carry], 1)
     error, valid = (values[:, context - 1 :].flatten() for values in (torch.stack(errors, 1), drives.valid))
     last, target, led = batch.pixels[:, context - 1], batch.pixels[:, context], at(seen, context - 1)
-    copy, inside, _ = turn.move(last, None, led.motion)
+    copy, inside = turn.move(last, led.motion)
+    counted = inside * (batch.valid[:, context - 1] * led.sure)[:, None, None, None]
+    turn.ground.notice(last, copy.detach(), counted, target, led.motion)
     return {
         "motion": mean_valid(error, valid),
         "flow": mean_valid(flow_error(copy * inside, target * inside), batch.valid[:, context - 1] * led.sure),

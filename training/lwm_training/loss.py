@@ -16,7 +16,7 @@ from lwm_env.motion import FLOW, Hints
 from lwm_env.registration import Sighting
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch, at, chosen_with, mean_valid, sightings
-from lwm_training.beyond import Beyond, begin
+from lwm_training.beyond import Beyond, BeyondAbove, begin
 from lwm_training.camera_loss import LOST, camera_errors, strayed_on
 from lwm_training.flow_loss import flow_distance, flow_error
 from lwm_training.picture_loss import changes, choice_error, codec_error, elsewhere, emphasis, lost_error, picture_error
@@ -127,7 +127,7 @@ def led_step(
     camera: Sighting,
     guided: Tensor,
     shown: Tensor | None,
-    beyond: Beyond | None,
+    beyond: Beyond | BeyondAbove | None,
 ) -> Proposal:
     """Step t of clips of which some are `guided` and some `shown` what comes into view, as `kinds_of` has them: from
     `beyond` the view, if that is known."""

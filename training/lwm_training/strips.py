@@ -9,15 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lwm_env.above import aside, upright
+from lwm_env.above import aside
 from lwm_env.ahead import Ahead
+from lwm_env.ground import KNOWN
+from lwm_env.memory import paint
 from lwm_env.registration import Sighting
-from lwm_env.turning import affine, inverse, places, sample, sources, then
+from lwm_env.turning import affine, inverse, sample, sources, then
 from lwm_env.world_model import WorldModel
 from lwm_training.batch import Batch
 
 STARTS = 4  # tried in each clip
-SHOWN = 0.5  # share of the rows above a view that must come into view to learn from them
+SHOWN = 0.4  # share of the rows above a view that must come into view to learn from them
+BESIDE = 0.7  # share of the crops that show what lies beside a view that turns
+MOVED = 0.6  # share of them that are of a view beside the real one
+SURVEYED = 0, 1, 4, 7, 10, 13, -3, -6  # steps to the pictures that show what lies around one
+NEARLY = 1e-3  # pixels beyond the edge that are not
 PARTLY = 0.2  # share of the strips of which some rows were seen already, and of those of which a column was
 
 
@@ -68,35 +74,54 @@ def find_strips(ahead: Ahead, batch: Batch, seen: Sighting, generator: torch.Gen
 
 
 def find_rows(model: WorldModel, batch: Batch, seen: Sighting, generator: torch.Generator) -> Strips:
-    """Of random pictures the rows above the view, as the later picture shows them that has most of them; none where
-    that is less than `SHOWN` of them, the view was lost, or the episode ended before."""
-    above, turn, pixels = model.ahead, model.motion.flow, batch.pixels
-    clips, length, device = len(pixels), pixels.shape[1], pixels.device
-    before = _all_before(affine(seen.motion, turn.aspect.detach().exp()))  # (B, T + 1, 2, 3)
+    """Of random pictures, or of views beside them, the rows above the view, as far as other pictures show them; none
+    where that is less than `SHOWN` of them. What lies beside the view is seen in some crops.
+
+    Players follow roads, so the rows beside the view are seen where a road leads there: in real views alone every
+    corner has one."""
+    ground, sizes, device = model.motion.flow.ground, model.config.ahead, batch.pixels.device
+    clips, length = len(batch.pixels), batch.pixels.shape[1]
+    start = torch.randint(length - 1, (clips * STARTS,), generator=generator).to(device)
+    clip = torch.arange(clips, device=device).repeat_interleave(STARTS)
+    where = ground.around(sizes.width, sizes.reach, sizes.beside)
+    far = sizes.beside + where.shape[1] // 8
+    aside_by = torch.randint(-far, far + 1, (len(clip), 1, 1), generator=generator)
+    aside_by = aside_by * (torch.rand(len(clip), 1, 1, generator=generator) < MOVED)
+    around = survey(model, batch, seen, clip, start, where + F.pad(aside_by.to(device)[..., None], (1, 0)))
+    around = around[around[:, 3, : sizes.width].mean((1, 2)) >= SHOWN]
+
+    def chance() -> Tensor:
+        return torch.rand(len(around), 1, 1, generator=generator).to(device)
+
+    strip, visible = (aside(part) for part in around[:, :, : sizes.width].split([3, 1], 1))
+    row, column = (torch.arange(size, device=device) for size in where.shape[:2])
+    nearest = row[:, None] >= sizes.width * (0.5 + chance())  # often nothing above the view
+    inside = (row[:, None] >= sizes.width) & (column >= sizes.beside) & (column < len(column) - sizes.beside)
+    known = inside | (nearest & ((row[:, None] < sizes.width) | (chance() < BESIDE)))
+    left = torch.zeros(len(around), dtype=torch.bool, device=device)
+    return Strips(aside(around * known[:, None]), strip, visible > 0, left)
+
+
+def survey(model: WorldModel, batch: Batch, seen: Sighting, clip: Tensor, start: Tensor, where: Tensor) -> Tensor:
+    """What real pictures show at places (h, w, 2) or (N, h, w, 2) of N views that turn, each of a clip and at a step
+    (N,): the view's own first, then the others of `SURVEYED`, as long as the view is not lost. (N, 4, h, w)."""
+    flow, length = model.motion.flow, seen.motion.shape[1]
+    before = all_before(affine(seen.motion, flow.aspect.detach().exp()))
     lost = F.pad((~seen.sure | (batch.valid == 0)).long().cumsum(1), (1, 0))
-    start = torch.randint(length - 1, (clips, STARTS), generator=generator).to(device)
-    clip = torch.arange(clips, device=device)[:, None].expand_as(start)
-    rows = turn.rows_at[:1] + torch.arange(-above.config.width, 0, device=device)
-    where = places(rows, turn.columns_at)
-    maps = then(inverse(before)[clip], before[clip, start][:, :, None])  # of places at the start to those of each frame
-    gone = sources(maps.flatten(0, 2), where).unflatten(0, maps.shape[:3])  # (B, STARTS, T + 1, S, W, 2)
-    inside = (gone.abs() <= gone.new_tensor(turn.middle)).all(5)
-    later = torch.arange(length, device=device) > start[..., None]
-    share = inside.float().mean((3, 4)) * (later & (lost[clip, start][..., None] == lost[clip]))
-    most, end = share.max(2)
-    good = most >= SHOWN
-    clip, start, end = clip[good], start[good], end[good]
-    number = torch.arange(len(clip), device=device)
-    visible = aside(inside[good][number, end][:, None])
-    strip = aside(sample(pixels[clip, end], gone[good][number, end], turn.middle)) * visible
-    near = torch.randint(-above.config.width // 2, above.config.width // 2, (len(clip), 1, 1, 1), generator=generator)
-    known = (torch.arange(above.config.width, device=device) < near.to(device)) & visible
-    lying = torch.cat([strip * known, known.to(strip.dtype)], 1)
-    left = torch.zeros(len(clip), dtype=torch.bool, device=device)
-    return Strips(above.crop(upright(lying), pixels[clip, start]), strip, visible, left)
+    found = batch.pixels.new_zeros(len(clip), 4, *where.shape[-3:-1])
+    lies = flow.ground.lies.expand(len(clip), 1, -1, -1)
+    for steps in SURVEYED:
+        other = (start + steps).clamp(0, length)
+        map_ = then(inverse(before[clip, other]), before[clip, start])
+        gone = sources(map_, where)
+        there = (gone.abs() <= gone.new_tensor(flow.middle) + NEARLY).all(3)
+        there = there & ((other == start + steps) & (lost[clip, start] == lost[clip, other]))[:, None, None]
+        shown, share = sample(torch.cat([batch.pixels[clip, other], lies], 1), gone, flow.middle).split([3, 1], 1)
+        found = paint(found, shown, there[:, None] * (share > KNOWN) * (1 - found[:, 3:]))
+    return found
 
 
-def _all_before(steps: Tensor) -> Tensor:
+def all_before(steps: Tensor) -> Tensor:
     """Maps of T steps (B, T, 2, 3) -> those from each of T + 1 frames to the first."""
     maps = [torch.eye(2, 3, device=steps.device).expand_as(steps[:, 0])]
     for step in steps.unbind(1):

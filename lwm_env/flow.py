@@ -55,7 +55,7 @@ class Turn(nn.Module):
         self.whole = nn.Sequential(nn.Linear(CARRY, CARRY), nn.SiLU(), nn.Linear(CARRY, 3))
         nn.init.zeros_(self.whole[-1].weight)
         nn.init.zeros_(self.whole[-1].bias)
-        self.aspect = nn.Parameter(torch.zeros(()))  # of rows over columns of a length
+        self.aspect = nn.Parameter(torch.zeros(()))  # log of rows over columns of a length
         self.register_buffer("units", torch.tensor([STRIDE, STRIDE, TURN]), persistent=False)
 
     def sight(self, before: Tensor, after: Tensor) -> Sighting:

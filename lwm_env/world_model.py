@@ -224,7 +224,7 @@ class WorldModel(nn.Module):
         what is mounted on a view that turns, see `Ground`."""
         drawn = self.tokenizer.decode(latent, proposal.moved)
         if self.turns:
-            return self.motion.flow.ground.restore(drawn)
+            drawn = self.motion.flow.ground.restore(drawn)
         if self.motion.movers is None:
             return drawn
         return torch.where(proposal.empty, self.motion.movers.appearance.background[:3], drawn)

@@ -48,7 +48,7 @@ class Ground(nn.Module):
     def go(self, pose: Tensor, motion: Tensor, aspect: Tensor) -> Tensor:
         """The pose after the content of the view has moved (B, 3), see `lwm_env.turning`."""
         heading = pose[:, 2:] + motion[:, 2:]
-        turned = affine(F.pad(heading, (2, 0)), aspect)[..., :2]
+        turned = _turned(heading, aspect)
         return torch.cat([pose[:, :2] - (turned * motion[:, None, :2]).sum(2), heading], 1)
 
     def centre(self, map_: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,8 +69,7 @@ class Ground(nn.Module):
         """What a map shows in the view, or at places (h, w, 2) counted from its middle: colours (B, 3, h, w), and
         whether they are known, (B, 1, h, w)."""
         where = places(self.rows_at, self.columns_at) if where is None else where
-        turned = affine(F.pad(pose[:, 2:], (2, 0)), aspect)[..., :2]
-        source = sources(torch.cat([turned, pose[:, :2, None]], 2), where)
+        source = sources(torch.cat([_turned(pose[:, 2:], aspect), pose[:, :2, None]], 2), where)
         colours, known = to_numbers(map_)
         middle = tuple((side - 1) / 2 for side in map_.shape[-2:])
         there = 1 - F.max_pool2d(1 - (known > 0).to(colours.dtype), 3, stride=1, padding=1)  # whose neighbours are too
@@ -127,3 +126,8 @@ class Ground(nn.Module):
         apart = (picture - self.looks).abs().mean(1, keepdim=True) * self.mounted
         lost = apart.sum((2, 3), keepdim=True) > LOST * self.mounted.sum()
         return torch.where(lost & (self.mounted > 0), self.looks, picture)
+
+
+def _turned(heading: Tensor, aspect: Tensor) -> Tensor:
+    """The part (B, 2, 2) of a map of places that a heading (B, 1) makes."""
+    return affine(F.pad(heading, (2, 0)), aspect)[..., :2]

@@ -21,7 +21,7 @@ from lwm_training.batch import Batch
 STARTS = 4  # tried in each clip
 SHOWN = 0.4  # share of the rows above a view that must come into view to learn from them
 BESIDE = 0.7  # share of the crops that show what lies beside a view that turns
-MOVED = 0.6  # share of them that are of a view beside the real one
+MOVED_ASIDE = 0.6  # share of them that are of a view beside the real one
 SURVEYED = 0, 1, 4, 7, 10, 13, -3, -6  # steps to the pictures that show what lies around one
 NEARLY = 1e-3  # pixels beyond the edge that are not
 PARTLY = 0.2  # share of the strips of which some rows were seen already, and of those of which a column was
@@ -86,7 +86,7 @@ def find_rows(model: WorldModel, batch: Batch, seen: Sighting, generator: torch.
     where = ground.around(sizes.width, sizes.reach, sizes.beside)
     far = sizes.beside + where.shape[1] // 8
     aside_by = torch.randint(-far, far + 1, (len(clip), 1, 1), generator=generator)
-    aside_by = aside_by * (torch.rand(len(clip), 1, 1, generator=generator) < MOVED)
+    aside_by = aside_by * (torch.rand(len(clip), 1, 1, generator=generator) < MOVED_ASIDE)
     around = survey(model, batch, seen, clip, start, where + F.pad(aside_by.to(device)[..., None], (1, 0)))
     around = around[around[:, 3, : sizes.width].mean((1, 2)) >= SHOWN]
 
@@ -106,7 +106,7 @@ def survey(model: WorldModel, batch: Batch, seen: Sighting, clip: Tensor, start:
     """What real pictures show at places (h, w, 2) or (N, h, w, 2) of N views that turn, each of a clip and at a step
     (N,): the view's own first, then the others of `SURVEYED`, as long as the view is not lost. (N, 4, h, w)."""
     flow, length = model.motion.flow, seen.motion.shape[1]
-    before = all_before(affine(seen.motion, flow.aspect.detach().exp()))
+    before = _all_before(affine(seen.motion, flow.aspect.detach().exp()))
     lost = F.pad((~seen.sure | (batch.valid == 0)).long().cumsum(1), (1, 0))
     found = batch.pixels.new_zeros(len(clip), 4, *where.shape[-3:-1])
     lies = flow.ground.lies.expand(len(clip), 1, -1, -1)
@@ -121,7 +121,7 @@ def survey(model: WorldModel, batch: Batch, seen: Sighting, clip: Tensor, start:
     return found
 
 
-def all_before(steps: Tensor) -> Tensor:
+def _all_before(steps: Tensor) -> Tensor:
     """Maps of T steps (B, T, 2, 3) -> those from each of T + 1 frames to the first."""
     maps = [torch.eye(2, 3, device=steps.device).expand_as(steps[:, 0])]
     for step in steps.unbind(1):
